@@ -1,0 +1,114 @@
+/* The scheduler of one worker: pure, no clock, no I/O, no locks.
+ *
+ * Continuous batching over paged KV: a request waits in a queue ordered by (priority, tenant
+ * fairness, arrival), runs in chunks of its prompt and then a token a step, is preempted by
+ * recompute when pages run out, and ends by the engine's word, a cancel or its deadline.
+ * Usage each step: plan -> (engine computes, samples) -> commit. Time is an argument.
+ *
+ * Invariants (checked by sl_sched_check): every page is free, cached or referenced; a page that is
+ * written has one owner; a sequence's full pages are in the prefix index only once computed. */
+#ifndef SLUICE_CONTROL_SCHED_H
+#define SLUICE_CONTROL_SCHED_H
+
+#include <sluice/base/err.h>
+#include <stdbool.h>
+#include <stdint.h>
+
+struct sl_sched;
+
+struct sl_sched_config {
+    uint32_t max_seqs;          /* running at once */
+    uint32_t max_batch_tokens;  /* rows of one step at most */
+    uint32_t max_len;           /* positions of one sequence at most */
+    uint32_t n_pages, page_size;
+    uint32_t queue_max;         /* waiting requests at most */
+    bool prefix_cache;
+};
+
+struct sl_sched_request {
+    uint64_t id;                /* unique among live requests */
+    const uint32_t *tokens;     /* prompt, then tokens generated elsewhere before; copied */
+    uint32_t n_tokens;
+    uint32_t n_prompt;          /* of them the prompt; n_tokens > n_prompt resumes a stream */
+    uint32_t max_new;           /* generated tokens in all, earlier ones included */
+    int32_t priority;           /* lower first */
+    uint64_t tenant;            /* fairness between tenants by tokens served */
+    uint8_t salt[32];           /* of the prefix cache: tenants never share pages */
+    uint64_t deadline_ns;       /* 0: none */
+    bool no_prefix_cache;
+    void *user;                 /* handed back in plans and endings */
+};
+
+/* One step, borrowed until commit. Compressed rows as struct sl_batch of the op table. */
+struct sl_plan {
+    uint32_t n_seq, n_tok, n_logits;
+    const uint32_t *tokens;     /* [n_tok] */
+    const uint32_t *pos;        /* [n_tok] */
+    const uint32_t *q_start;    /* [n_seq + 1] */
+    const uint32_t *page_start; /* [n_seq + 1] */
+    const uint32_t *pages;
+    const uint64_t *id;         /* [n_seq] */
+    void *const *user;          /* [n_seq] */
+    const uint32_t *logit_row;  /* [n_logits] row of the batch to sample from */
+    const uint32_t *logit_seq;  /* [n_logits] its sequence in this plan */
+    uint64_t step;              /* counts from 1 */
+};
+
+enum sl_end { SL_END_NONE, SL_END_STOP, SL_END_LENGTH, SL_END_CANCELLED, SL_END_DEADLINE, SL_END_ERROR };
+
+/* What the engine sampled for logit row i. */
+struct sl_sampled_token {
+    uint32_t token;
+    enum sl_end end; /* SL_END_NONE: goes on */
+};
+
+/* A sequence that left by deadline or cancel: reported once. */
+struct sl_ended {
+    uint64_t id;
+    void *user;
+    enum sl_end end;
+};
+
+struct sl_sched_stats {
+    uint32_t running, waiting;
+    uint32_t pages_total, pages_free; /* reclaimable cached pages count as free */
+    uint64_t n_preempted, n_steps, n_prefill_tokens, n_decode_tokens;
+    uint64_t prefix_queries, prefix_hits; /* in tokens */
+};
+
+/* All memory is taken here, from malloc; NULL status SL_NO_MEMORY. */
+enum sl_status sl_sched_open(const struct sl_sched_config *cfg, struct sl_sched **out,
+                             struct sl_err *err);
+void sl_sched_close(struct sl_sched *s);
+
+/* SL_QUEUE_FULL, SL_TOO_LONG (prompt + 1 > max_len, or more pages than there are), SL_INVALID
+ * (empty prompt, id in use). */
+enum sl_status sl_sched_submit(struct sl_sched *s, const struct sl_sched_request *r,
+                               uint64_t now_ns, struct sl_err *err);
+/* Takes effect at once unless the sequence is in the step in flight: then at its commit. Unknown
+ * ids are ignored. */
+void sl_sched_cancel(struct sl_sched *s, uint64_t id);
+
+/* Plans a step of at most min(budget, max_batch_tokens) rows; decodes go before prefill chunks.
+ * NULL when there is nothing to do. Allocates nothing. */
+const struct sl_plan *sl_sched_plan(struct sl_sched *s, uint32_t budget, uint64_t now_ns);
+/* `sampled` [plan->n_logits]. Ends the step: appends tokens, frees pages of ended sequences. */
+void sl_sched_commit(struct sl_sched *s, const struct sl_sampled_token *sampled, uint64_t now_ns);
+/* Sequences that ended without the engine's word, oldest first; false when none. */
+bool sl_sched_next_ended(struct sl_sched *s, struct sl_ended *out);
+
+/* Tokens of `id` found in the prefix cache when it was last admitted. */
+uint32_t sl_sched_cached_tokens(const struct sl_sched *s, uint64_t id);
+void sl_sched_stats(const struct sl_sched *s, struct sl_sched_stats *out);
+bool sl_sched_idle(const struct sl_sched *s);
+/* Earliest deadline among live sequences, or UINT64_MAX. */
+uint64_t sl_sched_next_deadline(const struct sl_sched *s);
+/* Forgets the prefix cache (test and admin). */
+void sl_sched_reset_cache(struct sl_sched *s);
+/* Test hook: preempt the running sequence `id` at the next plan. */
+void sl_sched_force_preempt(struct sl_sched *s, uint64_t id);
+
+/* SL_FAILED with the first broken invariant: tests call it after every event. */
+enum sl_status sl_sched_check(const struct sl_sched *s, struct sl_err *err);
+
+#endif

@@ -1,0 +1,103 @@
+/* The engine: a thread that turns requests into tokens, step by step.
+ *
+ * plan (scheduler) -> ops (model) -> logits -> sample -> commit, then one event with the tokens of
+ * all streams. Requests and cancels go in by a bounded queue, steps come out by another; both have
+ * descriptors to poll. Between plan and commit a warm engine thread allocates nothing. The step's
+ * prefill chunk is chosen from measured speed so that a step stays near step_target_ms; chunking
+ * never changes an answer. */
+#ifndef SLUICE_ENGINE_ENGINE_H
+#define SLUICE_ENGINE_ENGINE_H
+
+#include <sluice/base/err.h>
+#include <sluice/control/sched.h>
+#include <sluice/kernels/op.h>
+#include <sluice/text/sampler.h>
+#include <stdbool.h>
+#include <stdint.h>
+
+struct sl_gguf;
+struct sl_engine;
+
+struct sl_engine_config {
+    const struct sl_gguf *gguf;   /* outlives the engine */
+    const char *backend;          /* "cpu" or "ref" */
+    enum sl_isa isa;
+    uint32_t n_threads;
+    uint32_t max_seqs;            /* 0: 64 */
+    uint32_t max_batch_tokens;    /* 0: chosen by the model's size */
+    uint32_t max_len;             /* 0: the model's context */
+    uint64_t kv_bytes;            /* 0: chosen from max_seqs, max_len and free memory */
+    enum sl_dtype kv_dtype;
+    uint32_t page_size;           /* 0: 16 */
+    uint32_t queue_max;           /* 0: 256 */
+    bool prefix_cache;
+    uint32_t step_target_ms;      /* 0: 200 */
+    uint32_t fixed_chunk;         /* > 0: exactly this prefill budget (tests) */
+    const uint32_t *stop_ids;     /* the tokenizer's end ids; copied */
+    uint32_t n_stop_ids;
+    void (*progress)(void *ctx, uint64_t done_bytes, uint64_t total_bytes);
+    void *progress_ctx;
+};
+
+/* What one engine announces. Strings are the engine's. */
+struct sl_engine_info {
+    uint32_t max_seqs, max_batch_tokens, max_len, n_vocab, page_size, n_pages, n_threads, queue_max;
+    uint64_t weight_bytes, kv_bytes;
+    const char *isa, *backend, *class_name;
+    bool isa_fell_back;           /* the self-check failed and a lower ISA is in force */
+};
+
+/* A request; the engine copies everything during submit. */
+struct sl_engine_request {
+    struct sl_sched_request seq;  /* seq.user is kept and handed back */
+    struct sl_sampling sampling;
+    uint32_t choice;
+};
+
+struct sl_engine_out {
+    uint64_t id;
+    void *user;
+    bool has_token;
+    struct sl_sampled token;
+    enum sl_end end;
+    enum sl_status status;        /* with SL_END_ERROR */
+    uint32_t n_cached;            /* set with the first token */
+};
+/* Counters readable at any time from any thread. */
+struct sl_engine_stats {
+    struct sl_sched_stats sched;
+    uint64_t last_progress_ns;    /* end of the last step, or now while idle */
+    uint64_t n_op_calls;
+    uint64_t step_ns_sum;
+    uint64_t n_alloc_between_plan_and_commit; /* only counted in test builds */
+};
+struct sl_engine_step {
+    uint64_t step;
+    uint32_t n_outs;
+    struct sl_engine_out *outs;
+};
+
+/* Loads the model and starts the thread. The engine owns backend, model and KV. */
+enum sl_status sl_engine_open(const struct sl_engine_config *cfg, struct sl_engine **out,
+                              struct sl_err *err);
+/* Stops after the step in flight; outputs not yet taken are dropped. */
+void sl_engine_close(struct sl_engine *e);
+void sl_engine_info(const struct sl_engine *e, struct sl_engine_info *out);
+
+/* From any one thread. SL_QUEUE_FULL, SL_TOO_LONG, SL_INVALID; later failures arrive as outputs
+ * with SL_END_ERROR. */
+enum sl_status sl_engine_submit(struct sl_engine *e, const struct sl_engine_request *r,
+                                struct sl_err *err);
+void sl_engine_cancel(struct sl_engine *e, uint64_t id);
+
+/* The next finished step or NULL; give it back with sl_engine_release. */
+struct sl_engine_step *sl_engine_poll(struct sl_engine *e);
+void sl_engine_release(struct sl_engine *e, struct sl_engine_step *s);
+int sl_engine_fd(struct sl_engine *e);
+void sl_engine_wait(struct sl_engine *e, int timeout_ms);
+void sl_engine_clear_event(struct sl_engine *e);
+void sl_engine_stats(struct sl_engine *e, struct sl_engine_stats *out);
+/* Test hook: preempt this sequence at the next plan. */
+void sl_engine_force_preempt(struct sl_engine *e, uint64_t id);
+
+#endif

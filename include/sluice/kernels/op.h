@@ -1,0 +1,174 @@
+/* The op table: everything the runtime asks of a device.
+ *
+ * A backend is memory plus about 20 ops in one const table. Activations are float32, row-major
+ * [n_tok, dim]. Ops are called from one thread (the engine's); a backend spreads the work over its
+ * own team. Every op follows the exactness rule: the result for one row depends on that row and
+ * the weights alone, never on the rows beside it, the thread count, the chunking or the ISA. */
+#ifndef SLUICE_KERNELS_OP_H
+#define SLUICE_KERNELS_OP_H
+
+#include <sluice/base/err.h>
+#include <sluice/kernels/dtype.h>
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+/* Bumped whenever any exact op's bits change; part of the class that workers announce. */
+#define SL_NUMERICS_REVISION 1
+#define SL_ATTN_SEGMENT 256 /* absolute positions in one attention segment */
+#define SL_SLICES_MAX 64
+
+enum sl_isa { SL_ISA_AUTO, SL_ISA_SCALAR, SL_ISA_AVX2, SL_ISA_AVX512, SL_N_ISA };
+const char *sl_isa_name(enum sl_isa isa);
+bool sl_isa_parse(const char *text, enum sl_isa *out);
+
+/* K cut into n slices at fixed borders (multiples of 32 for block formats); slice i covers
+ * [border[i], border[i+1]). One chain per slice, slices combined by a binary tree over the index:
+ * level by level t[i] = t[2i] + t[2i+1], an odd last one passes through. */
+struct sl_slices {
+    uint32_t n;
+    uint32_t border[SL_SLICES_MAX + 1];
+};
+/* One slice: a column-parallel linear. */
+struct sl_slices sl_slices_one(uint32_t k);
+/* `k` cut on borders of `unit` elements (a head, or 32) into min(k / unit, 16) slices: slice i
+ * covers units [i*U/S, (i+1)*U/S). */
+struct sl_slices sl_slices_cut(uint32_t k, uint32_t unit);
+
+/* Where a weight comes from: rows [n, k], each row contiguous in the file's block format. Several
+ * sources of one dtype and k are stacked by rows (fused QKV, gate+up). */
+struct sl_weight_src {
+    enum sl_dtype dtype;
+    uint32_t n, k;
+    const void *data;
+};
+
+/* A weight in the backend's own layout. Created by weight_pack, opaque to everyone else. */
+struct sl_weight {
+    enum sl_dtype dtype;
+    uint32_t n, k;          /* outputs, inputs */
+    struct sl_slices slices;
+    void *data;             /* owned by the backend */
+    size_t bytes;
+    uint32_t layout;        /* backend's private tag */
+};
+
+/* Paged KV of all layers. Within a page: [n_kv_head][page_size][head_dim] of K, then the same of V
+ * (int8: with one float32 scale per (head, token) behind each half). */
+struct sl_kv_config {
+    uint32_t n_layers, n_kv_heads, head_dim;
+    uint32_t page_size; /* positions a page; divides SL_ATTN_SEGMENT */
+    uint32_t n_pages;
+    enum sl_dtype dtype; /* F16, F32, BF16 or I8 */
+};
+struct sl_kv {
+    struct sl_kv_config cfg;
+    void *data;        /* [n_layers][n_pages][page_bytes], zeroed; untouched pages cost nothing */
+    size_t page_bytes; /* of one page of one layer */
+    size_t bytes;
+};
+
+/* One step's ragged batch, borrowed for the call. Sequence s owns rows [q_start[s], q_start[s+1])
+ * of every activation, at ascending absolute `pos`; its pages are pages[page_start[s]..). */
+struct sl_batch {
+    uint32_t n_seq, n_tok;
+    const uint32_t *q_start;    /* [n_seq + 1] */
+    const uint32_t *pos;        /* [n_tok] */
+    const uint32_t *page_start; /* [n_seq + 1] */
+    const uint32_t *pages;      /* page numbers */
+};
+
+enum sl_rope_kind { SL_ROPE_INTERLEAVED, SL_ROPE_NEOX };
+/* cos and sin, [n_pos][n_rot / 2] each, made by sl_rope_table from our own polynomials. */
+struct sl_rope {
+    enum sl_rope_kind kind;
+    uint32_t n_rot, n_pos;
+    const float *cos, *sin;
+};
+
+struct sl_backend;
+
+/* Shapes in brackets. `b` first everywhere. Pointers to activations never alias unless said. */
+struct sl_backend_ops {
+    const char *name; /* "cpu", "ref" */
+    void (*close)(struct sl_backend *b);
+
+    void *(*alloc)(struct sl_backend *b, size_t bytes); /* zeroed, 64-byte aligned; NULL */
+    void (*free)(struct sl_backend *b, void *p, size_t bytes);
+
+    /* Repacks sources into the backend's layout, in parallel. */
+    enum sl_status (*weight_pack)(struct sl_backend *b, const struct sl_weight_src *src,
+                                  uint32_t n_src, const struct sl_slices *slices,
+                                  struct sl_weight *out, struct sl_err *err);
+    void (*weight_free)(struct sl_backend *b, struct sl_weight *w);
+
+    enum sl_status (*kv_open)(struct sl_backend *b, const struct sl_kv_config *cfg,
+                              struct sl_kv *out, struct sl_err *err);
+    void (*kv_close)(struct sl_backend *b, struct sl_kv *kv);
+
+    /* out[t, :] = row ids[t] of the table, in its file layout. table [n, k]; out [n_tok, k] */
+    void (*embed)(struct sl_backend *b, const struct sl_weight_src *table, const uint32_t *ids,
+                  uint32_t n_tok, float *out);
+    /* out = x / sqrt(mean(x^2) + eps) * w. x, out [n_tok, dim], may alias; w [dim] */
+    void (*rms_norm)(struct sl_backend *b, const float *x, const float *w, float eps,
+                     uint32_t n_tok, uint32_t dim, float *out);
+    /* y[t, n] = sum_k x[t, k] * w[n, k] (+ bias[n] if bias) (+ y[t, n] if accumulate, added last).
+     * x [n_tok, w->k] with row stride x_stride, y [n_tok, w->n] with row stride y_stride. */
+    void (*linear)(struct sl_backend *b, const struct sl_weight *w, const float *x,
+                   uint32_t x_stride, uint32_t n_tok, const float *bias, bool accumulate, float *y,
+                   uint32_t y_stride);
+    /* In place on x [n_tok, n_heads, head_dim] with row stride `stride`. pos [n_tok] */
+    void (*rope)(struct sl_backend *b, const struct sl_rope *rope, float *x, uint32_t stride,
+                 uint32_t n_heads, uint32_t head_dim, const uint32_t *pos, uint32_t n_tok);
+    /* Stores k, v [n_tok, n_kv_heads, head_dim] (row stride `stride`) at their positions. */
+    void (*kv_write)(struct sl_backend *b, struct sl_kv *kv, uint32_t layer,
+                     const struct sl_batch *batch, const float *k, const float *v, uint32_t stride);
+    /* Causal attention over positions 0..pos[t]. q [n_tok, n_heads, head_dim] (row stride
+     * q_stride), out [n_tok, n_heads * head_dim]. Softmax of scale * q.k */
+    void (*attention)(struct sl_backend *b, const struct sl_kv *kv, uint32_t layer,
+                      const struct sl_batch *batch, const float *q, uint32_t q_stride,
+                      uint32_t n_heads, float scale, float *out);
+    /* out[t, i] = silu(gu[t, i]) * gu[t, dim + i]. gu [n_tok, 2 * dim], out [n_tok, dim] */
+    void (*silu_mul)(struct sl_backend *b, const float *gu, uint32_t n_tok, uint32_t dim,
+                     float *out);
+    /* x += y, n floats */
+    void (*add)(struct sl_backend *b, float *x, const float *y, size_t n);
+    /* Copies rows: out[i, :] = x[rows[i], :]. */
+    void (*gather_rows)(struct sl_backend *b, const float *x, const uint32_t *rows, uint32_t n_rows,
+                        uint32_t dim, float *out);
+    /* Per row of logits [n_rows, n]: the maximum, the lowest index that has it, and
+     * log(sum(exp(x - max))) by the exact 16-lane reduction. A row with NaN gives max = NaN. */
+    void (*logit_stats)(struct sl_backend *b, const float *logits, uint32_t n_rows, uint32_t n,
+                        float *max, uint32_t *argmax, float *log_sum);
+    /* Runs fn(ctx, i, n) for i in [0, n) spread over the team: for load-time and sampling work. */
+    void (*parallel)(struct sl_backend *b, uint32_t n, void (*fn)(void *ctx, uint32_t i),
+                     void *ctx);
+};
+
+/* Base of every backend: embedded first. */
+struct sl_backend {
+    const struct sl_backend_ops *ops;
+    enum sl_isa isa;      /* in force */
+    uint32_t n_threads;
+    uint64_t n_op_calls;  /* for `ctl ps` */
+};
+
+struct sl_cpu_config {
+    enum sl_isa isa;    /* SL_ISA_AUTO: the best that passes the self-check against scalar */
+    uint32_t n_threads; /* >= 1, the caller's thread included */
+};
+/* Fails with SL_USAGE when a named ISA is not to be had on this machine. */
+enum sl_status sl_cpu_open(const struct sl_cpu_config *cfg, struct sl_backend **out,
+                           struct sl_err *err);
+/* Naive truth: accumulates in double, one thread, compared by tolerance. */
+enum sl_status sl_ref_open(struct sl_backend **out, struct sl_err *err);
+
+/* Which ISAs this machine can run, best last; true if `isa` is among them. */
+bool sl_cpu_has_isa(enum sl_isa isa);
+
+/* Fills cos, sin [n_pos][n_rot / 2]: angle = pos * scale * freq(i) * mscale-free;
+ * freq(i) = base^(-2i / n_rot) / factor[i] (factors may be NULL). Own polynomials in double. */
+void sl_rope_table(uint32_t n_rot, uint32_t first_pos, uint32_t n_pos, double base, double scale,
+                   const float *factors, float *cos_out, float *sin_out);
+
+#endif

@@ -1,0 +1,165 @@
+/* The bus: ZeroMQ links between routers and workers, protobuf messages of transport/bus/bus.proto.
+ *
+ * A router binds one ROUTER socket; a worker opens one DEALER per router. Messages are decoded into
+ * a capped arena and range-checked before anyone sees them: no pointer, handle or length from the
+ * wire is trusted. Links use ipc in a 0700 folder on one machine and tcp elsewhere; a non-loopback
+ * tcp endpoint without CURVE keys is refused. One thread per bus object. */
+#ifndef SLUICE_TRANSPORT_BUS_H
+#define SLUICE_TRANSPORT_BUS_H
+
+#include <sluice/base/err.h>
+#include <sluice/base/mem.h>
+#include <stdbool.h>
+#include <stdint.h>
+
+#define SL_BUS_VERSION 1
+#define SL_BUS_META_CHUNK ((uint32_t)1 << 20)
+
+enum sl_msg_kind {
+    SL_MSG_NONE,
+    SL_MSG_HELLO,      /* worker -> router: who I am */
+    SL_MSG_WELCOME,    /* router -> worker: accepted, or why not */
+    SL_MSG_SUBMIT,     /* router -> worker */
+    SL_MSG_CANCEL,     /* router -> worker */
+    SL_MSG_STEP,       /* worker -> router: one engine step's tokens of all this router's streams */
+    SL_MSG_META_GET,   /* router -> worker: a piece of the model's metadata */
+    SL_MSG_META_CHUNK, /* worker -> router */
+    SL_MSG_LOAD,       /* worker -> router: heartbeat and counters */
+    SL_MSG_PING,       /* router -> worker: heartbeat */
+    SL_MSG_DRAIN,      /* router -> worker: finish and leave */
+    SL_MSG_BYE         /* worker -> router: leaving on purpose */
+};
+
+struct sl_msg_load {
+    uint32_t running, waiting, pages_free, pages_total;
+    uint64_t steps, prefill_tokens, decode_tokens, preempted, prefix_queries, prefix_hits;
+    uint64_t last_step_age_ms; /* since the engine last finished a step or was idle */
+    uint64_t op_calls;
+};
+struct sl_msg_hello {
+    uint32_t version;
+    uint32_t pid, rank, tp, pp, threads;
+    uint32_t max_seqs, max_len, max_batch_tokens, n_vocab, page_size, queue_max;
+    uint64_t weight_bytes;
+    uint64_t meta_bytes;       /* size of the model's metadata */
+    uint8_t meta_sha256[32];   /* of those bytes */
+    struct sl_str model, site, role, isa, backend;
+    struct sl_str class_name;  /* the exactness class as text */
+    struct sl_msg_load load;
+};
+struct sl_msg_welcome {
+    uint32_t version;
+    uint32_t status;           /* enum sl_status */
+    struct sl_str message;
+};
+struct sl_msg_bias {
+    uint32_t token;
+    float bias;
+};
+struct sl_msg_submit {
+    uint64_t id;
+    uint32_t epoch;
+    uint32_t n_prompt;         /* of tokens; the rest were generated before */
+    const uint32_t *tokens;
+    uint32_t n_tokens;
+    uint32_t choice;
+    int32_t priority;
+    uint64_t tenant, seed;
+    uint8_t salt[32];
+    uint64_t deadline_ms;      /* from now; 0: none */
+    float temperature, top_p, min_p, typical_p;
+    float presence_penalty, frequency_penalty, repetition_penalty;
+    int32_t top_k;
+    uint32_t n_logprobs, min_tokens, max_tokens;
+    bool want_logprob, ignore_eos, no_prefix_cache;
+    const struct sl_msg_bias *bias;
+    uint32_t n_bias;
+    const uint32_t *stop_ids;
+    uint32_t n_stop_ids;
+};
+struct sl_msg_cancel {
+    uint64_t id;
+    uint32_t epoch;
+};
+/* One stream's share of a step. */
+struct sl_msg_out {
+    uint64_t id;
+    uint32_t epoch;
+    const uint32_t *tokens;
+    uint32_t n_tokens;
+    const float *logprobs;     /* [n_tokens] or NULL */
+    uint32_t n_top;            /* alternatives per token */
+    const uint32_t *top_tokens; /* [n_tokens * n_top] */
+    const float *top_logprobs;
+    uint32_t end;              /* 0 goes on; 1 stop 2 length 3 cancelled 4 deadline 5 error */
+    uint32_t status;           /* enum sl_status of an error */
+    struct sl_str message;
+    uint32_t n_cached;         /* prompt tokens found in the prefix cache; with the first token */
+};
+struct sl_msg_step {
+    uint64_t step;
+    const struct sl_msg_out *outs;
+    uint32_t n_outs;
+    struct sl_msg_load load;
+};
+struct sl_msg_meta {
+    uint8_t sha256[32];
+    uint64_t offset;
+    struct sl_str bytes;       /* empty in META_GET */
+};
+
+struct sl_msg {
+    enum sl_msg_kind kind;
+    union {
+        struct sl_msg_hello hello;
+        struct sl_msg_welcome welcome;
+        struct sl_msg_submit submit;
+        struct sl_msg_cancel cancel;
+        struct sl_msg_step step;
+        struct sl_msg_meta meta;
+        struct sl_msg_load load;
+    };
+};
+
+/* Pure codec, fuzzed: bytes to message and back. Decoded pointers live in the arena. SL_INVALID
+ * names the field. */
+enum sl_status sl_msg_decode(const void *data, size_t size, struct sl_arena *arena,
+                             struct sl_msg *out, struct sl_err *err);
+enum sl_status sl_msg_encode(const struct sl_msg *m, struct sl_buf *out, struct sl_err *err);
+
+struct sl_bus;
+struct sl_bus_config {
+    const char *const *endpoints; /* router: to bind; worker: to connect */
+    uint32_t n_endpoints;
+    bool is_router;
+    const char *curve_dir;        /* NULL: none; then only ipc and loopback tcp */
+    uint32_t heartbeat_ms;        /* ZMQ heartbeats on both sides; 0: 200 */
+};
+/* Opens sockets, sets every option explicitly and reads each back. SL_PORT_IN_USE, SL_CONFIG. */
+enum sl_status sl_bus_open(const struct sl_bus_config *cfg, struct sl_bus **out,
+                           struct sl_err *err);
+void sl_bus_close(struct sl_bus *b);
+int sl_bus_fd(const struct sl_bus *b); /* edge-triggered: after it fires receive until NONE */
+
+/* `link`: at a router a number for the peer (never reused); at a worker the index of the endpoint.
+ * Returns SL_MSG_NONE in *out when nothing waits. Malformed messages are counted, logged and
+ * skipped; they never reach the caller. The message lives until the next call. */
+enum sl_status sl_bus_recv(struct sl_bus *b, uint64_t *link, struct sl_msg *out,
+                           struct sl_err *err);
+/* Never blocks: SL_PEER when the link is gone or its queue is full. */
+enum sl_status sl_bus_send(struct sl_bus *b, uint64_t link, const struct sl_msg *m,
+                           struct sl_err *err);
+/* Router: forgets a link; later messages of that peer make a new one. */
+void sl_bus_drop(struct sl_bus *b, uint64_t link);
+
+struct sl_bus_stats {
+    uint64_t n_sent, n_received, n_malformed, n_refused, bytes_sent, bytes_received;
+};
+void sl_bus_stats(const struct sl_bus *b, struct sl_bus_stats *out);
+
+/* An ipc endpoint "ipc://.../<name>" in a fresh 0700 folder below $XDG_RUNTIME_DIR or /tmp (given
+ * as `base_dir`); the folder is removed by sl_bus_ipc_remove. */
+enum sl_status sl_bus_ipc_make(const char *base_dir, struct sl_buf *endpoint, struct sl_err *err);
+void sl_bus_ipc_remove(const char *endpoint);
+
+#endif
