@@ -39,6 +39,13 @@ struct sl_gguf_tensor {
     const void *data;        /* NULL when only the metadata was given */
 };
 
+/* Name and block of a tensor type number; false for numbers nobody uses. */
+struct sl_gguf_type_info {
+    const char *name;
+    uint32_t block_elems, block_bytes;
+};
+bool sl_gguf_type_info(uint32_t ggml_type, struct sl_gguf_type_info *out);
+
 struct sl_gguf;
 
 /* Maps a file read-only and parses it. SL_MODEL on any fault, naming file, thing and numbers. */
@@ -55,7 +62,7 @@ uint64_t sl_gguf_size(const struct sl_gguf *g);
 /* The leading bytes up to the tensor data, enough for sl_gguf_parse(meta_only). */
 struct sl_str sl_gguf_meta(const struct sl_gguf *g);
 /* Tells the system that the tensor data is not needed any more (it was repacked). */
-void sl_gguf_release(struct sl_gguf *g, const void *data, size_t bytes);
+void sl_gguf_release(const struct sl_gguf *g, const void *data, size_t bytes);
 
 size_t sl_gguf_n_keys(const struct sl_gguf *g);
 const struct sl_gguf_key *sl_gguf_key_at(const struct sl_gguf *g, size_t i);
@@ -82,6 +89,11 @@ void sl_gguf_put_u32(struct sl_gguf_writer *w, const char *name, uint32_t v);
 void sl_gguf_put_f32(struct sl_gguf_writer *w, const char *name, float v);
 void sl_gguf_put_bool(struct sl_gguf_writer *w, const char *name, bool v);
 void sl_gguf_put_str(struct sl_gguf_writer *w, const char *name, struct sl_str v);
+void sl_gguf_put_str_array(struct sl_gguf_writer *w, const char *name, const struct sl_str *v,
+                           uint64_t n);
+void sl_gguf_put_i32_array(struct sl_gguf_writer *w, const char *name, const int32_t *v,
+                           uint64_t n);
+void sl_gguf_put_f32_array(struct sl_gguf_writer *w, const char *name, const float *v, uint64_t n);
 /* Copies a key of another file, arrays included. */
 void sl_gguf_put_key(struct sl_gguf_writer *w, const struct sl_gguf_key *k);
 /* `data` is borrowed until finish. */
@@ -89,7 +101,7 @@ void sl_gguf_put_tensor(struct sl_gguf_writer *w, const char *name, uint32_t ggm
                         uint32_t n_dims, const uint64_t *dims, const void *data, uint64_t n_bytes);
 enum sl_status sl_gguf_writer_finish(struct sl_gguf_writer *w, const char *path,
                                      struct sl_err *err); /* frees w */
-/* To memory instead, for tests. */
+/* To memory instead, for tests; frees w too. A cap_bytes of 0 is raised to what the file needs. */
 enum sl_status sl_gguf_writer_finish_buf(struct sl_gguf_writer *w, struct sl_buf *out,
                                          struct sl_err *err);
 
