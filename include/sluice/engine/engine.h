@@ -33,6 +33,7 @@ struct sl_engine_config {
     bool prefix_cache;
     uint32_t step_target_ms;      /* 0: 200 */
     uint32_t fixed_chunk;         /* > 0: exactly this prefill budget (tests) */
+    const char *weights_sha256;   /* hex, part of the class; NULL: "unknown" */
     const uint32_t *stop_ids;     /* the tokenizer's end ids; copied */
     uint32_t n_stop_ids;
     void (*progress)(void *ctx, uint64_t done_bytes, uint64_t total_bytes);
@@ -44,7 +45,6 @@ struct sl_engine_info {
     uint32_t max_seqs, max_batch_tokens, max_len, n_vocab, page_size, n_pages, n_threads, queue_max;
     uint64_t weight_bytes, kv_bytes;
     const char *isa, *backend, *class_name;
-    bool isa_fell_back;           /* the self-check failed and a lower ISA is in force */
 };
 
 /* A request; the engine copies everything during submit. */
@@ -69,7 +69,6 @@ struct sl_engine_stats {
     uint64_t last_progress_ns;    /* end of the last step, or now while idle */
     uint64_t n_op_calls;
     uint64_t step_ns_sum;
-    uint64_t n_alloc_between_plan_and_commit; /* only counted in test builds */
 };
 struct sl_engine_step {
     uint64_t step;
@@ -97,6 +96,8 @@ int sl_engine_fd(struct sl_engine *e);
 void sl_engine_wait(struct sl_engine *e, int timeout_ms);
 void sl_engine_clear_event(struct sl_engine *e);
 void sl_engine_stats(struct sl_engine *e, struct sl_engine_stats *out);
+/* Test hook: true on the engine's own thread between plan and commit. */
+bool sl_engine_in_step(void);
 /* Test hook: preempt this sequence at the next plan. */
 void sl_engine_force_preempt(struct sl_engine *e, uint64_t id);
 

@@ -1,0 +1,46 @@
+/* The command line: one file per verb. Every verb is `int sl_cli_VERB(argc, argv, env)`, argv[0]
+ * being the verb, and returns the program's exit code. */
+#ifndef SLUICE_CLI_H
+#define SLUICE_CLI_H
+
+#include <sluice/base/err.h>
+#include <sluice/base/mem.h>
+#include <sluice/base/options.h>
+#include <stdbool.h>
+
+int sl_cli_serve(int argc, char **argv, char *const *env);
+int sl_cli_router(int argc, char **argv, char *const *env);
+int sl_cli_worker(int argc, char **argv, char *const *env);
+int sl_cli_chat(int argc, char **argv, char *const *env);
+int sl_cli_complete(int argc, char **argv, char *const *env);
+int sl_cli_bench(int argc, char **argv, char *const *env);
+int sl_cli_inspect(int argc, char **argv, char *const *env);
+int sl_cli_tokenize(int argc, char **argv, char *const *env);
+int sl_cli_doctor(int argc, char **argv, char *const *env);
+int sl_cli_health(int argc, char **argv, char *const *env);
+int sl_cli_ctl(int argc, char **argv, char *const *env);
+int sl_cli_pull(int argc, char **argv, char *const *env);
+
+/* Prints "sluice: MESSAGE" to stderr; returns the status's exit code. */
+int sl_cli_fail(const struct sl_err *err);
+
+/* Reads a verb's options as sl_options_read does. With --help prints help and sets *done; returns
+ * the exit code to leave with when *done. */
+int sl_cli_options(const char *verb, const char *operands_text, const struct sl_option *table,
+                   size_t n_table, int argc, char **argv, char *const *env, struct sl_arena *arena,
+                   void *out, const char **operands, size_t operands_max, size_t *n_operands,
+                   bool *done);
+
+/* Value of an environment variable, or NULL. */
+const char *sl_cli_env(char *const *env, const char *name);
+
+/* model_store.c: the model file for an operand: a path as given, or for NULL the default model,
+ * fetched once into the user's cache. `path` is NUL-terminated. */
+enum sl_status sl_store_find(const char *operand, char *const *env, struct sl_buf *path,
+                             struct sl_err *err);
+/* SHA-256 of a model file as hex, remembered in the cache by (device, inode, size, mtime) so that
+ * it is computed once. */
+enum sl_status sl_store_sha256(const char *path, char *const *env, char hex[65],
+                               struct sl_err *err);
+
+#endif

@@ -1,0 +1,89 @@
+/* Private to the engine: the object, its jobs and what the files of this folder share. */
+#ifndef SLUICE_ENGINE_PRIVATE_H
+#define SLUICE_ENGINE_PRIVATE_H
+
+#include <sluice/base/containers.h>
+#include <sluice/base/queue.h>
+#include <sluice/engine/engine.h>
+#include <sluice/model/model.h>
+#include <pthread.h>
+#include <stdatomic.h>
+
+#define STEPS_IN_FLIGHT 64 /* finished steps a slow consumer may leave untaken */
+#define ENDED_PER_STEP  64 /* endings by cancel or deadline reported with one step */
+
+/* One request while the engine has it. Made by the submitting thread in one allocation, then owned
+ * by the engine thread. */
+struct job {
+    struct sl_list link;          /* in the engine's jobs once its thread has taken it */
+    struct sl_engine_request req; /* arrays point behind the struct */
+    struct sl_counts counts;      /* n_slots 0 when no penalty is on */
+    uint32_t n_done;              /* tokens generated, earlier workers' included */
+    bool reported_cached;
+};
+
+enum cmd_kind { CMD_SUBMIT, CMD_CANCEL, CMD_PREEMPT };
+struct cmd {
+    enum cmd_kind kind;
+    uint64_t id;
+    struct job *job;
+};
+
+/* How many rows a step may have, from the speed of the steps before. */
+struct pacer {
+    uint32_t target_ms, rows_min, rows_max, fixed;
+    double ns_per_row; /* moving average; 0: unknown */
+};
+void sl_pacer_init(struct pacer *p, uint32_t target_ms, uint32_t rows_max, uint32_t fixed);
+uint32_t sl_pacer_budget(const struct pacer *p);
+void sl_pacer_observe(struct pacer *p, uint32_t rows, uint64_t ns);
+
+struct sl_engine {
+    struct sl_engine_info info;
+    char class_name[192];
+    char isa_name[16];
+
+    struct sl_backend *backend;
+    struct sl_model *model;
+    struct sl_kv kv;
+    struct sl_sched *sched;
+    struct pacer pacer;
+    struct sl_list jobs; /* every request the engine thread has taken */
+
+    uint32_t *stop_ids;
+    uint32_t n_stop_ids;
+    float *logits;                /* [max_seqs, n_vocab] */
+    float *row_max, *row_log_sum; /* [max_seqs] */
+    uint32_t *row_argmax;
+    struct sl_sampled_token *committed;  /* [max_seqs] */
+    struct sl_sampled *sampled;          /* [max_seqs] */
+    enum sl_status *sample_status;       /* [max_seqs] */
+    struct job **ended;                  /* [max_seqs] freed after the commit */
+    struct sl_sampler_scratch **scratch; /* [n_threads] */
+
+    struct sl_queue *inbox;      /* struct cmd, to the engine thread */
+    struct sl_queue *outbox;     /* struct sl_engine_step, to the consumer */
+    struct sl_queue *free_steps; /* back again */
+    struct sl_engine_step *steps;
+
+    pthread_t thread;
+    bool thread_started;
+    _Atomic bool stopping;
+
+    pthread_mutex_t stats_lock;
+    struct sl_engine_stats stats; /* published by the engine thread after each step */
+};
+
+/* engine_loop.c */
+void *sl_engine_thread(void *arg);
+
+/* job.c: a copy of the request with everything it points to; NULL when out of memory. */
+struct job *sl_job_new(const struct sl_engine_request *r);
+void sl_job_free(struct job *j);
+void sl_job_count(struct job *j, uint32_t token);
+/* Whether the token that was just sampled, the n_done-th, ends the sequence. `position` is its
+ * index in the sequence. */
+enum sl_end sl_job_end(const struct job *j, const uint32_t *stops, uint32_t n_stops, uint32_t token,
+                       uint32_t position, uint32_t max_len);
+
+#endif

@@ -1,0 +1,260 @@
+/* The engine thread: takes commands, runs steps, publishes their tokens.
+ *
+ * Between plan and commit nothing is allocated and no lock is taken but the queues'. */
+#include "engine.h"
+
+#include <sluice/base/log.h>
+#include <sluice/base/time.h>
+#include <stdlib.h>
+
+static _Thread_local bool in_step;
+
+bool sl_engine_in_step(void)
+{
+    return in_step;
+}
+
+/* A step object to fill; waits for the consumer when all are out. NULL when stopping. */
+static struct sl_engine_step *step_take(struct sl_engine *e)
+{
+    for (;;) {
+        struct sl_engine_step *s = sl_queue_pop(e->free_steps);
+        if (s) {
+            s->n_outs = 0;
+            return s;
+        }
+        if (atomic_load(&e->stopping))
+            return NULL;
+        sl_queue_wait(e->free_steps, 100);
+    }
+}
+
+static void step_publish(struct sl_engine *e, struct sl_engine_step *s)
+{
+    struct sl_queue *to = s->n_outs ? e->outbox : e->free_steps;
+    bool pushed = sl_queue_push(to, s);
+    sl_assert(pushed); /* both queues hold every step there is */
+}
+
+static void stats_publish(struct sl_engine *e, uint64_t step_ns)
+{
+    struct sl_sched_stats sched;
+    sl_sched_stats(e->sched, &sched);
+    pthread_mutex_lock(&e->stats_lock);
+    e->stats.sched = sched;
+    e->stats.last_progress_ns = sl_now_ns();
+    e->stats.n_op_calls = e->backend->n_op_calls;
+    e->stats.step_ns_sum += step_ns;
+    pthread_mutex_unlock(&e->stats_lock);
+}
+
+static void out_end(struct sl_engine_step *s, struct job *j, enum sl_end end, enum sl_status status)
+{
+    struct sl_engine_out *o = &s->outs[s->n_outs++];
+    *o = (struct sl_engine_out){
+        .id = j->req.seq.id, .user = j->req.seq.user, .end = end, .status = status};
+    sl_job_free(j);
+}
+
+static void refuse(struct sl_engine *e, struct job *j, enum sl_status status)
+{
+    struct sl_engine_step *s = step_take(e);
+    if (!s) {
+        sl_job_free(j);
+        return;
+    }
+    out_end(s, j, SL_END_ERROR, status);
+    step_publish(e, s);
+}
+
+static void command(struct sl_engine *e, struct cmd *c)
+{
+    if (c->kind == CMD_CANCEL)
+        sl_sched_cancel(e->sched, c->id);
+    if (c->kind == CMD_PREEMPT)
+        sl_sched_force_preempt(e->sched, c->id);
+    if (c->kind == CMD_SUBMIT) {
+        struct sl_sched_request q = c->job->req.seq;
+        q.user = c->job;
+        sl_list_push_back(&e->jobs, &c->job->link);
+        enum sl_status status = sl_sched_submit(e->sched, &q, sl_now_ns(), NULL);
+        if (status)
+            refuse(e, c->job, status);
+    }
+    free(c);
+}
+
+static void commands(struct sl_engine *e)
+{
+    struct cmd *c;
+    while ((c = sl_queue_pop(e->inbox)))
+        command(e, c);
+}
+
+/* Sequences that left by cancel or deadline. */
+static void report_ended(struct sl_engine *e)
+{
+    struct sl_ended ended;
+    struct sl_engine_step *s = NULL;
+    while ((!s || s->n_outs < ENDED_PER_STEP) && sl_sched_next_ended(e->sched, &ended)) {
+        struct job *j = ended.user;
+        if (!s && !(s = step_take(e))) {
+            sl_job_free(j);
+            return;
+        }
+        out_end(s, j, ended.end, SL_OK);
+    }
+    if (s)
+        step_publish(e, s);
+}
+
+struct sampling_work {
+    struct sl_engine *e;
+    const struct sl_plan *plan;
+};
+
+/* Every n-th row is one helper's; each helper has its own scratch. */
+static void sample_rows(void *ctx, uint32_t helper)
+{
+    const struct sampling_work *w = ctx;
+    struct sl_engine *e = w->e;
+    uint32_t n_vocab = e->info.n_vocab;
+    for (uint32_t i = helper; i < w->plan->n_logits; i += e->info.n_threads) {
+        struct job *j = w->plan->user[w->plan->logit_seq[i]];
+        uint32_t position = w->plan->pos[w->plan->logit_row[i]] + 1;
+        e->sample_status[i] =
+            sl_sample(&j->req.sampling, e->logits + (size_t)i * n_vocab, n_vocab, e->row_max[i],
+                      e->row_log_sum[i], &j->counts, j->req.choice, position, j->n_done,
+                      e->stop_ids, e->n_stop_ids, e->scratch[helper], &e->sampled[i]);
+    }
+}
+
+static enum sl_status compute(struct sl_engine *e, const struct sl_plan *plan)
+{
+    struct sl_batch batch = {.n_seq = plan->n_seq,
+                             .n_tok = plan->n_tok,
+                             .q_start = plan->q_start,
+                             .pos = plan->pos,
+                             .page_start = plan->page_start,
+                             .pages = plan->pages};
+    struct sl_err err;
+    enum sl_status status = sl_model_forward(e->model, &e->kv, &batch, plan->tokens,
+                                             plan->logit_row, plan->n_logits, e->logits, &err);
+    if (status) {
+        sl_log(SL_LOG_ERROR, "step %llu failed: %s", (unsigned long long)plan->step, err.msg);
+        return status;
+    }
+    if (!plan->n_logits)
+        return SL_OK;
+    e->backend->ops->logit_stats(e->backend, e->logits, plan->n_logits, e->info.n_vocab, e->row_max,
+                                 e->row_argmax, e->row_log_sum);
+    struct sampling_work work = {e, plan};
+    e->backend->ops->parallel(e->backend, e->info.n_threads, sample_rows, &work);
+    return SL_OK;
+}
+
+/* Row i of the plan becomes one output and one line of the commit. */
+static void settle(struct sl_engine *e, const struct sl_plan *plan, uint32_t i,
+                   enum sl_status status, struct sl_engine_step *s)
+{
+    struct job *j = plan->user[plan->logit_seq[i]];
+    struct sl_engine_out *o = &s->outs[s->n_outs++];
+    *o = (struct sl_engine_out){.id = j->req.seq.id, .user = j->req.seq.user};
+    if (!j->reported_cached) {
+        o->n_cached = sl_sched_cached_tokens(e->sched, j->req.seq.id);
+        j->reported_cached = true;
+    }
+    if (status || e->sample_status[i]) {
+        o->end = SL_END_ERROR;
+        o->status = status ? status : e->sample_status[i];
+        e->committed[i] = (struct sl_sampled_token){0, SL_END_ERROR};
+        return;
+    }
+    uint32_t token = e->sampled[i].token;
+    sl_job_count(j, token);
+    o->has_token = true;
+    o->token = e->sampled[i];
+    o->end = sl_job_end(j, e->stop_ids, e->n_stop_ids, token, plan->pos[plan->logit_row[i]] + 1,
+                        e->info.max_len);
+    e->committed[i] = (struct sl_sampled_token){token, o->end};
+}
+
+/* Jobs that end with this step; they are freed after the commit. */
+static uint32_t collect_ended(struct sl_engine *e, const struct sl_plan *plan,
+                              const struct sl_engine_step *s)
+{
+    uint32_t n = 0;
+    for (uint32_t i = 0; i < plan->n_logits; i++)
+        if (s->outs[i].end)
+            e->ended[n++] = plan->user[plan->logit_seq[i]];
+    return n;
+}
+
+/* A step that failed as a whole: sequences still in their prompt have no row to carry the error,
+ * so they are dropped; the others end with the error. */
+static void drop_prefills(struct sl_engine *e, const struct sl_plan *plan)
+{
+    for (uint32_t s = 0; s < plan->n_seq; s++) {
+        bool has_row = false;
+        for (uint32_t i = 0; i < plan->n_logits; i++)
+            has_row |= plan->logit_seq[i] == s;
+        if (!has_row)
+            sl_sched_cancel(e->sched, plan->id[s]);
+    }
+}
+
+static void run_step(struct sl_engine *e, const struct sl_plan *plan, struct sl_engine_step *s)
+{
+    uint64_t start = sl_now_ns();
+    uint32_t rows = plan->n_tok;
+    s->step = plan->step;
+    in_step = true;
+    enum sl_status status = compute(e, plan);
+    for (uint32_t i = 0; i < plan->n_logits; i++)
+        settle(e, plan, i, status, s);
+    if (status)
+        drop_prefills(e, plan);
+    uint32_t n_ended = collect_ended(e, plan, s);
+    sl_sched_commit(e->sched, e->committed, sl_now_ns());
+    in_step = false;
+    for (uint32_t i = 0; i < n_ended; i++)
+        sl_job_free(e->ended[i]);
+
+    uint64_t ns = sl_now_ns() - start;
+    sl_pacer_observe(&e->pacer, rows, ns);
+    stats_publish(e, ns);
+    step_publish(e, s);
+}
+
+/* Nothing to compute: sleep until a command or the next deadline. */
+static void idle(struct sl_engine *e)
+{
+    stats_publish(e, 0);
+    uint64_t deadline = sl_sched_next_deadline(e->sched), now = sl_now_ns();
+    int ms = 1000;
+    if (deadline <= now)
+        ms = 0;
+    else if ((deadline - now) / SL_MS_NS < (uint64_t)ms)
+        ms = (int)((deadline - now) / SL_MS_NS) + 1;
+    sl_queue_wait(e->inbox, ms);
+}
+
+void *sl_engine_thread(void *arg)
+{
+    struct sl_engine *e = arg;
+    while (!atomic_load(&e->stopping)) {
+        commands(e);
+        const struct sl_plan *plan =
+            sl_sched_plan(e->sched, sl_pacer_budget(&e->pacer), sl_now_ns());
+        report_ended(e);
+        if (!plan) {
+            idle(e);
+            continue;
+        }
+        struct sl_engine_step *s = step_take(e);
+        if (!s)
+            break;
+        run_step(e, plan, s);
+    }
+    return NULL;
+}
