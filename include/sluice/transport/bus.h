@@ -14,6 +14,7 @@
 
 #define SL_BUS_VERSION 1
 #define SL_BUS_META_CHUNK ((uint32_t)1 << 20)
+#define SL_BUS_TOKENS_MAX ((uint32_t)1 << 20) /* of one SUBMIT, and of any length it names */
 
 enum sl_msg_kind {
     SL_MSG_NONE,

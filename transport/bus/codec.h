@@ -1,0 +1,11 @@
+/* What the two halves of the codec share: the range check of a message, used in both directions. */
+#ifndef SLUICE_BUS_CODEC_H
+#define SLUICE_BUS_CODEC_H
+
+#include <sluice/base/err.h>
+#include <sluice/transport/bus.h>
+
+/* Every count, enum, text and number within its bounds; SL_INVALID names the field. */
+enum sl_status sl_msg_check(const struct sl_msg *m, struct sl_err *err);
+
+#endif
