@@ -272,10 +272,10 @@ static enum sl_status read_alignment(struct sl_gguf *g, struct sl_err *err)
         return sl_fail(err, SL_MODEL, "gguf: general.alignment has value type %d, must be %d",
                        (int)k->type, (int)SL_GGUF_U32);
     uint32_t a = gguf_le32(k->data);
-    if (a == 0 || (a & (a - 1)) != 0 || a > GGUF_ALIGN_MAX)
+    if (a < GGUF_ALIGN_MIN || (a & (a - 1)) != 0 || a > GGUF_ALIGN_MAX)
         return sl_fail(err, SL_MODEL,
-                       "gguf: general.alignment is %u, must be a power of two up to %u", a,
-                       GGUF_ALIGN_MAX);
+                       "gguf: general.alignment is %u, must be a power of two from %u to %u", a,
+                       GGUF_ALIGN_MIN, GGUF_ALIGN_MAX);
     g->alignment = a;
     return SL_OK;
 }

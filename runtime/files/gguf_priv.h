@@ -6,6 +6,7 @@
 
 #define GGUF_MAGIC           0x46554747u /* "GGUF" read little-endian */
 #define GGUF_ALIGN_DEFAULT   32u
+#define GGUF_ALIGN_MIN       8u /* the format: a multiple of 8 */
 #define GGUF_ALIGN_MAX       (1u << 20)
 #define GGUF_KEY_NAME_MAX    65535u
 #define GGUF_TENSOR_NAME_MAX 255u

@@ -168,8 +168,10 @@ void sl_gguf_put_tensor(struct sl_gguf_writer *w, const char *name, uint32_t ggm
     w->data_bytes += n_bytes + pad_of(n_bytes);
 }
 
-static void writer_free(struct sl_gguf_writer *w)
+void sl_gguf_writer_drop(struct sl_gguf_writer *w)
 {
+    if (!w)
+        return;
     sl_buf_free(&w->keys);
     sl_buf_free(&w->entries);
     free(w->pieces);
@@ -255,7 +257,7 @@ enum sl_status sl_gguf_writer_finish(struct sl_gguf_writer *w, const char *path,
     }
 out:
     free(temp);
-    writer_free(w);
+    sl_gguf_writer_drop(w);
     return status;
 }
 
@@ -269,6 +271,6 @@ enum sl_status sl_gguf_writer_finish_buf(struct sl_gguf_writer *w, struct sl_buf
         emit_all(&(struct sink){.buf = out}, w);
     if (writer_bad(w) || out->failed)
         status = sl_fail(err, SL_NO_MEMORY, "gguf: no memory to write the file");
-    writer_free(w);
+    sl_gguf_writer_drop(w);
     return status;
 }

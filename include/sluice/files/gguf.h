@@ -104,5 +104,6 @@ enum sl_status sl_gguf_writer_finish(struct sl_gguf_writer *w, const char *path,
 /* To memory instead, for tests; frees w too. A cap_bytes of 0 is raised to what the file needs. */
 enum sl_status sl_gguf_writer_finish_buf(struct sl_gguf_writer *w, struct sl_buf *out,
                                          struct sl_err *err);
+void sl_gguf_writer_drop(struct sl_gguf_writer *w); /* without writing anything */
 
 #endif

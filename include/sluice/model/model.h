@@ -14,22 +14,22 @@
 /* What a model file says about its decoder, after every tensor's presence, type and dimensions
  * were checked against it. */
 struct sl_model_config {
-    char arch[32];      /* general.architecture, one row of the family table */
+    char arch[32]; /* general.architecture, one row of the family table */
     uint32_t n_layers;
-    uint32_t dim;       /* width of the residual stream */
+    uint32_t dim; /* width of the residual stream */
     uint32_t n_heads, n_kv_heads, head_dim;
     uint32_t ffn_dim;
-    uint32_t n_vocab;   /* width of a row of logits */
-    uint32_t ctx_max;   /* positions the model was made for */
+    uint32_t n_vocab; /* width of a row of logits */
+    uint32_t ctx_max; /* positions the model was made for */
     float rms_eps;
-    float attn_scale;   /* softmax of attn_scale * q.k */
+    float attn_scale; /* softmax of attn_scale * q.k */
     enum sl_rope_kind rope_kind;
-    uint32_t n_rot;     /* of each head's elements, how many are rotated */
+    uint32_t n_rot; /* of each head's elements, how many are rotated */
     double rope_base;
-    double rope_scale;  /* 1 / factor of linear scaling */
-    bool rope_factors;  /* rope_freqs.weight divides the frequencies (the scaling of llama 3) */
-    bool tied_head;     /* the embedding table is the output head */
-    uint64_t n_params;  /* elements of all tensors */
+    double rope_scale; /* 1 / factor of linear scaling */
+    bool rope_factors; /* rope_freqs.weight divides the frequencies (the scaling of llama 3) */
+    bool tied_head;    /* the embedding table is the output head */
+    uint64_t n_params; /* elements of all tensors */
 };
 
 /* SL_MODEL for an unknown architecture, a missing, superfluous or misshapen tensor, a type the
@@ -76,9 +76,8 @@ uint64_t sl_model_kv_token_bytes(const struct sl_model_config *c, enum sl_dtype 
  * logit rows it only fills the cache. A row that went wrong (not finite) has NaN logits; the other
  * rows are not touched by it. SL_INVALID for a token id or position out of range, SL_FAILED for a
  * batch larger than planned; nothing was written then. */
-enum sl_status sl_model_forward(struct sl_model *m, struct sl_kv *kv,
-                                const struct sl_batch *batch, const uint32_t *tokens,
-                                const uint32_t *logit_rows, uint32_t n_logit_rows, float *logits,
-                                struct sl_err *err);
+enum sl_status sl_model_forward(struct sl_model *m, struct sl_kv *kv, const struct sl_batch *batch,
+                                const uint32_t *tokens, const uint32_t *logit_rows,
+                                uint32_t n_logit_rows, float *logits, struct sl_err *err);
 
 #endif
