@@ -43,7 +43,7 @@ static void range(struct check *c, const char *field, uint64_t v, uint64_t min, 
                   max);
 }
 
-static void finite(struct check *c, const char *field, float v)
+static void number(struct check *c, const char *field, float v)
 {
     if (!isfinite(v))
         refuse(c, field, "is not a finite number");
@@ -88,7 +88,7 @@ static void token_ids(struct check *c, const char *field, const uint32_t *ids, u
 static void numbers(struct check *c, const char *field, const float *v, uint64_t n)
 {
     for (uint64_t i = 0; i < n && !c->bad; i++)
-        finite(c, field, v[i]);
+        number(c, field, v[i]);
 }
 
 static void check_load(struct check *c, const struct sl_msg_load *l)
@@ -135,18 +135,18 @@ static void check_submit(struct check *c, const struct sl_msg_submit *s)
     range(c, "submit.choice", s->choice, 0,
           (uint64_t)SL_LIMIT_n_choices * SL_LIMIT_prompt_batch - 1);
     range(c, "submit.deadline_ms", s->deadline_ms, 0, DEADLINE_MS_MAX);
-    finite(c, "submit.temperature", s->temperature);
-    finite(c, "submit.top_p", s->top_p);
-    finite(c, "submit.min_p", s->min_p);
-    finite(c, "submit.typical_p", s->typical_p);
-    finite(c, "submit.presence_penalty", s->presence_penalty);
-    finite(c, "submit.frequency_penalty", s->frequency_penalty);
-    finite(c, "submit.repetition_penalty", s->repetition_penalty);
+    number(c, "submit.temperature", s->temperature);
+    number(c, "submit.top_p", s->top_p);
+    number(c, "submit.min_p", s->min_p);
+    number(c, "submit.typical_p", s->typical_p);
+    number(c, "submit.presence_penalty", s->presence_penalty);
+    number(c, "submit.frequency_penalty", s->frequency_penalty);
+    number(c, "submit.repetition_penalty", s->repetition_penalty);
     range(c, "submit.n_logprobs", s->n_logprobs, 0, SL_LIMIT_top_logprobs);
     range(c, "submit.bias", s->n_bias, 0, SL_LIMIT_logit_bias);
     for (uint32_t i = 0; i < s->n_bias && !c->bad; i++) {
         range(c, "submit.bias", s->bias[i].token, 0, SL_LIMIT_vocab_tokens - 1);
-        finite(c, "submit.bias", s->bias[i].bias);
+        number(c, "submit.bias", s->bias[i].bias);
     }
     range(c, "submit.stop_ids", s->n_stop_ids, 0, SL_LIMIT_stop_token_ids);
     if (!c->bad)
