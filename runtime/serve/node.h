@@ -1,0 +1,145 @@
+/* Private: the router node's object and what its files share. All on the loop's thread. */
+#ifndef SLUICE_SERVE_NODE_PRIVATE_H
+#define SLUICE_SERVE_NODE_PRIVATE_H
+
+#include "gateway.h"
+#include "gen.h"
+#include <sluice/base/containers.h>
+#include <sluice/control/router.h>
+#include <sluice/files/gguf.h>
+#include <sluice/serve/node.h>
+#include <sluice/transport/bus.h>
+#include <sys/types.h>
+
+#define NODE_TICK_MS         50
+#define NODE_PING_MS         100
+#define HEARTBEAT_TIMEOUT_MS 1000
+#define PROGRESS_TIMEOUT_MS  30000
+#define STREAM_BUCKETS       8192
+
+/* A worker's link. */
+struct peer {
+    struct sl_list link;
+    uint64_t key;              /* the bus's link number */
+    bool joined;               /* known to the router */
+    struct sl_msg_hello hello; /* strings point into `strings` */
+    struct sl_buf strings;
+    struct sl_msg_load load;
+    uint64_t seen_ns;
+};
+
+/* A supervised worker process. */
+struct child {
+    pid_t pid;           /* 0: not running */
+    uint64_t restart_ns; /* when to start it again */
+    uint32_t n_failures; /* in a row, without having registered */
+};
+
+/* One choice of one request. */
+struct stream {
+    struct sl_hash_node by_id;
+    struct gen *gen;
+    uint64_t id;
+    uint32_t epoch, choice;
+    struct sl_tokens log; /* prompt, then every token received */
+    uint32_t n_prompt;
+    uint32_t n_delivered;     /* of the generated ones */
+    struct sl_sampled *probs; /* of undelivered tokens, when logprobs are wanted */
+    uint32_t n_probs, probs_alloc;
+    struct sl_detok detok;
+    struct sl_stop stop;
+    enum { LIVE, ENDING, ENDED } state; /* ENDING: the worker is done, delivery is not */
+    uint32_t end;                       /* the worker's word: 1 stop, 2 length */
+};
+
+struct gen {
+    struct sl_list link; /* node->gens, or node->dead */
+    struct node *node;
+    const struct gen_ops *ops;
+    void *ctx;
+    struct gen_params params; /* pointers into `mem` */
+    struct sl_arena mem;
+    uint64_t tenant;
+    uint8_t salt[32];
+    uint64_t deadline_ns, started_ns, last_token_ns;
+    struct stream *streams; /* [params.n] */
+    uint32_t n_live;        /* streams not ENDED */
+    struct gen_usage usage;
+    bool paused, dead, has_first;
+};
+
+struct node {
+    const struct sl_node_config *cfg;
+    struct sl_loop *loop;
+    struct sl_bus *bus;
+    struct sl_router *router;
+    struct gateway *gateway;
+    struct sl_watch *bus_watch;
+    struct sl_timer *tick;
+    struct sl_signal *on_term, *on_int, *on_chld;
+    struct sl_buf ipc; /* the local endpoint */
+    uint64_t ping_ns;
+
+    struct sl_list peers;
+    struct child *children; /* [cfg->n_workers] */
+
+    /* The model, from a worker's metadata. */
+    uint64_t meta_link; /* 0: no fetch under way */
+    struct sl_buf meta;
+    uint8_t meta_sha256[32];
+    uint64_t meta_bytes;
+    struct sl_gguf *gguf;
+    struct sl_tokenizer *tokenizer;
+    struct sl_template *template;
+    char model_name[128];
+    uint64_t model_created;
+    uint32_t max_len, n_vocab;
+
+    struct sl_list gens, dead;
+    struct sl_hash_node *stream_buckets[STREAM_BUCKETS];
+    struct sl_hash streams;
+    uint64_t next_id;
+
+    uint8_t (*keys)[32]; /* SHA-256 of the API keys */
+    uint32_t n_keys;
+
+    bool ready_printed, draining, stopping;
+    uint64_t drain_until_ns;
+    enum sl_status result;
+    struct sl_err result_err;
+};
+
+/* node.c */
+void node_stop(struct node *n, enum sl_status status, const struct sl_err *err);
+void node_check_ready(struct node *n);
+
+/* node_bus.c: the bus, the router's actions, the model's metadata. */
+void node_bus_drain(struct node *n); /* receive all that waits */
+void node_bus_tick(struct node *n, uint64_t now_ns);
+void node_pump(struct node *n); /* carry out the router's actions */
+void node_peer_lost(struct node *n, struct peer *p, uint64_t now_ns);
+struct peer *node_peer_by_pid(struct node *n, pid_t pid);
+void node_bus_say_drain(struct node *n);
+void node_bus_close(struct node *n);
+
+/* supervise.c */
+enum sl_status node_children_start(struct node *n, struct sl_err *err);
+void node_children_reap(struct node *n);
+void node_children_tick(struct node *n, uint64_t now_ns);
+bool node_children_stop(struct node *n, int signum); /* true while some still run */
+void node_child_registered(struct node *n, pid_t pid);
+
+/* gen.c */
+void gen_output(struct node *n, uint64_t link, const struct sl_msg_out *out, uint64_t now_ns);
+void gen_send(struct node *n, struct stream *s, const struct sl_action *a);
+void gen_fail(struct gen *g, const struct sl_err *err);
+void gen_free_dead(struct node *n);
+void gen_fail_all(struct node *n, const struct sl_err *err);
+
+/* node_metrics.c */
+void metrics_open(void);
+void metrics_first_token(struct gen *g, uint64_t now_ns);
+void metrics_next_tokens(struct gen *g, uint32_t n_tokens, uint64_t now_ns);
+void metrics_end(struct gen *g, const char *reason, uint64_t now_ns);
+
+#endif

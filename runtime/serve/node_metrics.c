@@ -1,0 +1,120 @@
+/* The node's metrics: names follow vLLM's with the prefix sluice_. */
+#include "node.h"
+
+#include <sluice/base/metrics.h>
+#include <sluice/base/time.h>
+#include <string.h>
+
+#define COUNTER(var, n, h) static struct sl_metric var = {.name = n, .help = h, .kind = SL_COUNTER}
+#define GAUGE(var, n, h)   static struct sl_metric var = {.name = n, .help = h, .kind = SL_GAUGE}
+
+COUNTER(prompt_tokens, "sluice_prompt_tokens_total", "Prompt tokens of finished requests");
+COUNTER(generation_tokens, "sluice_generation_tokens_total", "Tokens generated");
+COUNTER(cached_tokens, "sluice_prompt_tokens_cached_total",
+        "Prompt tokens found in the prefix cache");
+GAUGE(running, "sluice_num_requests_running", "Sequences being computed");
+GAUGE(waiting, "sluice_num_requests_waiting", "Requests waiting at the router and the workers");
+GAUGE(kv_usage, "sluice_kv_cache_usage_perc", "Share of KV pages in use, 0 to 1");
+GAUGE(preemptions, "sluice_num_preemptions_total",
+      "Sequences preempted by the workers' schedulers");
+GAUGE(prefix_queries, "sluice_prefix_cache_queries_total", "Prompt tokens looked up");
+GAUGE(prefix_hits, "sluice_prefix_cache_hits_total", "Prompt tokens found");
+GAUGE(workers_up, "sluice_workers", "Workers registered and fresh");
+GAUGE(routed, "sluice_router_decisions_total", "Requests given to a worker");
+GAUGE(retried, "sluice_router_retries_total", "Requests moved to another worker");
+GAUGE(fenced, "sluice_router_fenced_total", "Outputs of an old epoch that were refused");
+GAUGE(bus_bad, "sluice_zmq_malformed_total", "Bus messages that were refused");
+
+static struct sl_metric finished[] = {
+    {.name = "sluice_request_success_total", .labels = "finished_reason=\"stop\""},
+    {.name = "sluice_request_success_total", .labels = "finished_reason=\"length\""},
+    {.name = "sluice_request_success_total", .labels = "finished_reason=\"abort\""},
+    {.name = "sluice_request_success_total", .labels = "finished_reason=\"error\""},
+};
+static const char *const reasons[] = {"stop", "length", "abort", "error"};
+
+static struct sl_metric ttft = {.name = "sluice_time_to_first_token_seconds",
+                                .help = "From the request to its first token",
+                                .kind = SL_HISTOGRAM};
+static struct sl_metric itl = {.name = "sluice_inter_token_latency_seconds",
+                               .help = "Between tokens of one request",
+                               .kind = SL_HISTOGRAM};
+static struct sl_metric e2e = {.name = "sluice_e2e_request_latency_seconds",
+                               .help = "From the request to its end",
+                               .kind = SL_HISTOGRAM};
+
+void metrics_open(void)
+{
+    struct sl_metric *all[] = {
+        &prompt_tokens, &generation_tokens, &cached_tokens, &running,    &waiting, &kv_usage,
+        &preemptions,   &prefix_queries,    &prefix_hits,   &workers_up, &routed,  &retried,
+        &fenced,        &bus_bad,           &ttft,          &itl,        &e2e};
+    preemptions.kind = prefix_queries.kind = prefix_hits.kind = SL_COUNTER;
+    routed.kind = retried.kind = fenced.kind = bus_bad.kind = SL_COUNTER;
+    ttft.bounds = sl_buckets_ttft, ttft.n_bounds = sl_n_buckets_ttft;
+    itl.bounds = sl_buckets_itl, itl.n_bounds = sl_n_buckets_itl;
+    e2e.bounds = sl_buckets_e2e, e2e.n_bounds = sl_n_buckets_e2e;
+    for (size_t i = 0; i < sizeof all / sizeof *all; i++)
+        sl_metric_register(all[i]);
+    for (size_t i = 0; i < 4; i++) {
+        finished[i].help = "Finished requests by reason";
+        sl_metric_register(&finished[i]);
+    }
+}
+
+static double seconds(uint64_t from_ns, uint64_t to_ns)
+{
+    return to_ns > from_ns ? (double)(to_ns - from_ns) / 1e9 : 0;
+}
+
+void metrics_first_token(struct gen *g, uint64_t now)
+{
+    sl_metric_observe(&ttft, seconds(g->started_ns, now));
+    sl_metric_add(&generation_tokens, 1);
+    sl_metric_add(&cached_tokens, g->usage.cached_tokens);
+}
+
+void metrics_next_tokens(struct gen *g, uint32_t n_tokens, uint64_t now)
+{
+    sl_metric_observe(&itl, seconds(g->last_token_ns, now));
+    sl_metric_add(&generation_tokens, n_tokens);
+}
+
+void metrics_end(struct gen *g, const char *reason, uint64_t now)
+{
+    sl_metric_observe(&e2e, seconds(g->started_ns, now));
+    sl_metric_add(&prompt_tokens, g->usage.prompt_tokens);
+    for (size_t i = 0; i < 4; i++)
+        if (!strcmp(reasons[i], reason))
+            sl_metric_add(&finished[i], 1);
+}
+
+void node_refresh_metrics(struct node *n)
+{
+    struct sl_router_stats r;
+    struct sl_bus_stats b;
+    uint64_t run = 0, wait = 0, total = 0, free_pages = 0, preempted = 0, queries = 0, hits = 0;
+    sl_router_stats(n->router, &r);
+    sl_bus_stats(n->bus, &b);
+    for (struct sl_list *l = n->peers.next; l != &n->peers; l = l->next) {
+        const struct sl_msg_load *w = &SL_ENTRY(l, struct peer, link)->load;
+        run += w->running;
+        wait += w->waiting;
+        total += w->pages_total;
+        free_pages += w->pages_free;
+        preempted += w->preempted;
+        queries += w->prefix_queries;
+        hits += w->prefix_hits;
+    }
+    sl_metric_set(&running, (double)run);
+    sl_metric_set(&waiting, (double)(wait + r.waiting));
+    sl_metric_set(&kv_usage, total ? 1 - (double)free_pages / (double)total : 0);
+    sl_metric_set(&preemptions, (double)preempted);
+    sl_metric_set(&prefix_queries, (double)queries);
+    sl_metric_set(&prefix_hits, (double)hits);
+    sl_metric_set(&workers_up, r.ready_workers);
+    sl_metric_set(&routed, (double)r.n_routed);
+    sl_metric_set(&retried, (double)r.n_retried);
+    sl_metric_set(&fenced, (double)r.n_fenced);
+    sl_metric_set(&bus_bad, (double)b.n_malformed);
+}
