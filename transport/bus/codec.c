@@ -18,18 +18,21 @@
 
 #define HELLO_NUMBERS(X)                                                                           \
     X(version)                                                                                     \
-    X(pid) X(rank) X(tp) X(pp) X(threads) X(max_seqs) X(max_len) X(max_batch_tokens) X(n_vocab)    \
+    X(pid)                                                                                         \
+    X(rank) X(tp) X(pp) X(threads) X(max_seqs) X(max_len) X(max_batch_tokens) X(n_vocab)           \
         X(page_size) X(queue_max) X(weight_bytes) X(meta_bytes)
 #define HELLO_TEXTS(X) X(model) X(site) X(role) X(isa) X(backend) X(class_name)
 #define LOAD_NUMBERS(X)                                                                            \
     X(running)                                                                                     \
-    X(waiting) X(pages_free) X(pages_total) X(steps) X(prefill_tokens) X(decode_tokens)            \
-        X(preempted) X(prefix_queries) X(prefix_hits) X(last_step_age_ms) X(op_calls)
+    X(waiting)                                                                                     \
+    X(pages_free) X(pages_total) X(steps) X(prefill_tokens) X(decode_tokens) X(preempted)          \
+        X(prefix_queries) X(prefix_hits) X(last_step_age_ms) X(op_calls)
 #define SUBMIT_NUMBERS(X)                                                                          \
     X(id)                                                                                          \
-    X(epoch) X(n_prompt) X(choice) X(priority) X(tenant) X(seed) X(deadline_ms) X(temperature)     \
-        X(top_p) X(min_p) X(typical_p) X(presence_penalty) X(frequency_penalty)                    \
-            X(repetition_penalty) X(top_k) X(n_logprobs) X(min_tokens) X(max_tokens)
+    X(epoch)                                                                                       \
+    X(n_prompt) X(choice) X(priority) X(tenant) X(seed) X(deadline_ms) X(temperature) X(top_p)     \
+        X(min_p) X(typical_p) X(presence_penalty) X(frequency_penalty) X(repetition_penalty)       \
+            X(top_k) X(n_logprobs) X(min_tokens) X(max_tokens)
 #define SUBMIT_BOOLS(X) X(want_logprob) X(ignore_eos) X(no_prefix_cache)
 #define OUT_NUMBERS(X)  X(id) X(epoch) X(n_top) X(end) X(status) X(n_cached)
 

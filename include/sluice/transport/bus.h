@@ -136,22 +136,36 @@ struct sl_bus_config {
     const char *curve_dir;        /* NULL: none; then only ipc and loopback tcp */
     uint32_t heartbeat_ms;        /* ZMQ heartbeats on both sides; 0: 200 */
 };
-/* Opens sockets, sets every option explicitly and reads each back. SL_PORT_IN_USE, SL_CONFIG. */
+/* Opens sockets, sets every option explicitly and reads each back. SL_PORT_IN_USE, SL_CONFIG (also
+ * for an ipc endpoint outside a folder that only its owner may enter). */
 enum sl_status sl_bus_open(const struct sl_bus_config *cfg, struct sl_bus **out,
                            struct sl_err *err);
+/* What was sent has 100 ms to leave. */
 void sl_bus_close(struct sl_bus *b);
-int sl_bus_fd(const struct sl_bus *b); /* edge-triggered: after it fires receive until NONE */
+/* One descriptor for all sockets, level-triggered: readable while something may wait, whatever
+ * calls came between (ZeroMQ's own descriptors are edge-triggered and are consumed by sends; the
+ * bus looks after that). It rests again once sl_bus_recv has answered NONE. */
+int sl_bus_fd(const struct sl_bus *b);
+/* Router: the endpoint as bound, with the port chosen for "tcp://127.0.0.1:*". */
+const char *sl_bus_endpoint(const struct sl_bus *b, uint32_t i);
 
 /* `link`: at a router a number for the peer (never reused); at a worker the index of the endpoint.
  * Returns SL_MSG_NONE in *out when nothing waits. Malformed messages are counted, logged and
- * skipped; they never reach the caller. The message lives until the next call. */
+ * skipped; they never reach the caller. The message lives until the next call. A router gets a
+ * link for every peer that sent one good message, at most `workers` at a time; the messages of
+ * further peers are counted as refused. */
 enum sl_status sl_bus_recv(struct sl_bus *b, uint64_t *link, struct sl_msg *out,
                            struct sl_err *err);
-/* Never blocks: SL_PEER when the link is gone or its queue is full. */
+/* Never blocks: SL_PEER when the link is gone or its queue is full. A link found gone is forgotten,
+ * so a router that PINGs its links learns of a closed connection at the next PING. */
 enum sl_status sl_bus_send(struct sl_bus *b, uint64_t link, const struct sl_msg *m,
                            struct sl_err *err);
 /* Router: forgets a link; later messages of that peer make a new one. */
 void sl_bus_drop(struct sl_bus *b, uint64_t link);
+/* Worker: how many connections the endpoint has had, and whether one stands now. A changed count
+ * means that another router may answer there: say HELLO again. Current after sl_bus_recv. */
+uint64_t sl_bus_n_connects(const struct sl_bus *b, uint64_t link);
+bool sl_bus_connected(const struct sl_bus *b, uint64_t link);
 
 struct sl_bus_stats {
     uint64_t n_sent, n_received, n_malformed, n_refused, bytes_sent, bytes_received;

@@ -1,0 +1,413 @@
+/* The bus object: one ROUTER or several DEALERs, a link table, one level-triggered descriptor.
+ *
+ * ZeroMQ's descriptors are edge-triggered, and any call on a socket may consume the edge. So they
+ * sit in an epoll set together with an event descriptor of ours, which is raised whenever a socket
+ * still reports input after a call, and lowered only once every socket has answered "nothing". */
+#include "bus_socket.h"
+
+#include <sluice/base/containers.h>
+#include <sluice/base/limits.h>
+#include <sluice/base/log.h>
+
+#include <zmq.h>
+
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/epoll.h>
+#include <sys/eventfd.h>
+#include <unistd.h>
+
+#define ROUTING_ID_MAX      255
+#define DECODE_ARENA_BYTES  ((size_t)32 << 20)
+#define SKIPPED_AT_ONCE_MAX 256 /* bad messages in a row before the caller gets the thread back */
+#define ENDPOINTS_MAX       64
+
+/* A known peer of a router; link 0 marks a free slot. */
+struct peer {
+    uint64_t link, id_hash;
+    uint8_t id_len;
+    uint8_t id[ROUTING_ID_MAX];
+};
+
+struct sl_bus {
+    void *ctx;
+    bool is_router;
+    struct bus_socket *sockets;
+    uint32_t n_sockets, next_socket; /* where the next receive begins, for fairness */
+    char (*bound)[BUS_ENDPOINT_BYTES];
+    uint32_t n_bound;
+    struct peer *peers; /* [SL_LIMIT_workers], routers only */
+    uint64_t next_link;
+    int epoll_fd, event_fd;
+    bool raised; /* event_fd is readable */
+    struct sl_arena arena;
+    struct sl_buf encoded;
+    struct sl_bus_stats stats;
+};
+
+/* ---- the descriptor ---- */
+
+static void raise_event(struct sl_bus *b)
+{
+    if (b->raised)
+        return;
+    b->raised = eventfd_write(b->event_fd, 1) == 0;
+}
+
+static void lower_event(struct sl_bus *b)
+{
+    eventfd_t n;
+    if (b->raised)
+        eventfd_read(b->event_fd, &n);
+    b->raised = false;
+}
+
+/* After any call but a receive: input may have come in with no edge left to tell of it. */
+static void look_again(struct sl_bus *b, void *zmq)
+{
+    int events = 0;
+    size_t size = sizeof events;
+    if (!zmq_getsockopt(zmq, ZMQ_EVENTS, &events, &size) && (events & ZMQ_POLLIN))
+        raise_event(b);
+}
+
+static enum sl_status watch(struct sl_bus *b, void *zmq, struct sl_err *err)
+{
+    int fd = -1;
+    size_t size = sizeof fd;
+    struct epoll_event ev = {.events = EPOLLIN};
+    if (zmq_getsockopt(zmq, ZMQ_FD, &fd, &size) || epoll_ctl(b->epoll_fd, EPOLL_CTL_ADD, fd, &ev))
+        return sl_fail(err, SL_FAILED, "bus: cannot watch a socket: %s", zmq_strerror(errno));
+    return SL_OK;
+}
+
+/* ---- opening and closing ---- */
+
+static enum sl_status open_descriptors(struct sl_bus *b, struct sl_err *err)
+{
+    b->epoll_fd = epoll_create1(EPOLL_CLOEXEC);
+    b->event_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+    struct epoll_event ev = {.events = EPOLLIN};
+    if (b->epoll_fd < 0 || b->event_fd < 0 ||
+        epoll_ctl(b->epoll_fd, EPOLL_CTL_ADD, b->event_fd, &ev))
+        return sl_fail(err, SL_FAILED, "bus: no descriptors: %s", strerror(errno));
+    return SL_OK;
+}
+
+static enum sl_status open_context(struct sl_bus *b, struct sl_err *err)
+{
+    b->ctx = zmq_ctx_new();
+    if (!b->ctx || zmq_ctx_set(b->ctx, ZMQ_IO_THREADS, 1) || zmq_ctx_set(b->ctx, ZMQ_BLOCKY, 0) ||
+        zmq_ctx_get(b->ctx, ZMQ_IO_THREADS) != 1 || zmq_ctx_get(b->ctx, ZMQ_BLOCKY) != 0)
+        return sl_fail(err, SL_FAILED, "bus: no context: %s", zmq_strerror(errno));
+    return SL_OK;
+}
+
+static enum sl_status open_as_router(struct sl_bus *b, const struct sl_bus_config *cfg,
+                                     struct sl_err *err)
+{
+    b->peers = calloc(SL_LIMIT_workers, sizeof *b->peers);
+    b->bound = calloc(cfg->n_endpoints, sizeof *b->bound);
+    if (!b->peers || !b->bound)
+        return sl_fail(err, SL_NO_MEMORY, "bus: no memory for the link table");
+    enum sl_status s = bus_open_router(b->ctx, cfg, &b->sockets[0], err);
+    for (uint32_t i = 0; i < cfg->n_endpoints && s == SL_OK; i++) {
+        s = bus_bind(&b->sockets[0], cfg->endpoints[i], b->bound[i], err);
+        b->n_bound += s == SL_OK;
+    }
+    return s == SL_OK ? watch(b, b->sockets[0].zmq, err) : s;
+}
+
+static enum sl_status open_as_worker(struct sl_bus *b, const struct sl_bus_config *cfg,
+                                     struct sl_err *err)
+{
+    enum sl_status s = SL_OK;
+    for (uint32_t i = 0; i < cfg->n_endpoints && s == SL_OK; i++) {
+        s = bus_open_dealer(b->ctx, cfg, i, &b->sockets[i], err);
+        if (s == SL_OK)
+            s = watch(b, b->sockets[i].zmq, err);
+        if (s == SL_OK)
+            s = watch(b, b->sockets[i].monitor, err);
+    }
+    return s;
+}
+
+static enum sl_status open_all(struct sl_bus *b, const struct sl_bus_config *cfg,
+                               struct sl_err *err)
+{
+    enum sl_status s = open_descriptors(b, err);
+    if (s == SL_OK)
+        s = open_context(b, err);
+    if (s != SL_OK)
+        return s;
+    b->n_sockets = cfg->is_router ? 1 : cfg->n_endpoints;
+    b->sockets = calloc(b->n_sockets, sizeof *b->sockets);
+    if (!b->sockets)
+        return sl_fail(err, SL_NO_MEMORY, "bus: no memory for %u sockets", b->n_sockets);
+    s = cfg->is_router ? open_as_router(b, cfg, err) : open_as_worker(b, cfg, err);
+    raise_event(b); /* whatever happened meanwhile has spent its edge */
+    return s;
+}
+
+enum sl_status sl_bus_open(const struct sl_bus_config *cfg, struct sl_bus **out, struct sl_err *err)
+{
+    *out = NULL;
+    if (cfg->n_endpoints > ENDPOINTS_MAX)
+        return sl_fail(err, SL_CONFIG, "bus: %u endpoints, at most %d", cfg->n_endpoints,
+                       ENDPOINTS_MAX);
+    enum sl_status s = bus_check_config(cfg, err);
+    if (s != SL_OK)
+        return s;
+    struct sl_bus *b = calloc(1, sizeof *b);
+    if (!b)
+        return sl_fail(err, SL_NO_MEMORY, "bus: no memory");
+    b->is_router = cfg->is_router;
+    b->epoll_fd = b->event_fd = -1;
+    b->next_link = 1;
+    b->encoded.cap_bytes = SL_LIMIT_bus_message_bytes + 1;
+    sl_arena_init(&b->arena, DECODE_ARENA_BYTES);
+    s = open_all(b, cfg, err);
+    if (s != SL_OK)
+        sl_bus_close(b);
+    else
+        *out = b;
+    return s;
+}
+
+void sl_bus_close(struct sl_bus *b)
+{
+    if (!b)
+        return;
+    for (uint32_t i = 0; b->sockets && i < b->n_sockets; i++)
+        bus_socket_close(&b->sockets[i]);
+    if (b->ctx)
+        zmq_ctx_term(b->ctx);
+    if (b->epoll_fd >= 0)
+        close(b->epoll_fd);
+    if (b->event_fd >= 0)
+        close(b->event_fd);
+    sl_arena_free(&b->arena);
+    sl_buf_free(&b->encoded);
+    free(b->peers);
+    free(b->bound);
+    free(b->sockets);
+    free(b);
+}
+
+int sl_bus_fd(const struct sl_bus *b)
+{
+    return b->epoll_fd;
+}
+
+const char *sl_bus_endpoint(const struct sl_bus *b, uint32_t i)
+{
+    return i < b->n_bound ? b->bound[i] : NULL;
+}
+
+/* ---- links of a router ---- */
+
+static struct peer *peer_by_link(const struct sl_bus *b, uint64_t link)
+{
+    for (uint32_t i = 0; link != 0 && i < SL_LIMIT_workers; i++)
+        if (b->peers[i].link == link)
+            return &b->peers[i];
+    return NULL;
+}
+
+static struct peer *peer_by_id(const struct sl_bus *b, const void *id, size_t len, uint64_t hash)
+{
+    for (uint32_t i = 0; i < SL_LIMIT_workers; i++) {
+        struct peer *p = &b->peers[i];
+        if (p->link && p->id_hash == hash && p->id_len == len && !memcmp(p->id, id, len))
+            return p;
+    }
+    return NULL;
+}
+
+/* The link of a peer that sent a good message, a new one if need be; 0 when the table is full. */
+static uint64_t link_of(struct sl_bus *b, const void *id, size_t len)
+{
+    uint64_t hash = sl_hash64(id, len, 0);
+    struct peer *p = peer_by_id(b, id, len, hash);
+    if (p)
+        return p->link;
+    for (uint32_t i = 0; i < SL_LIMIT_workers && !p; i++)
+        if (b->peers[i].link == 0)
+            p = &b->peers[i];
+    if (!p)
+        return 0;
+    p->link = b->next_link++;
+    p->id_hash = hash;
+    p->id_len = (uint8_t)len;
+    memcpy(p->id, id, len);
+    return p->link;
+}
+
+void sl_bus_drop(struct sl_bus *b, uint64_t link)
+{
+    struct peer *p = b->is_router ? peer_by_link(b, link) : NULL;
+    if (p)
+        memset(p, 0, sizeof *p);
+}
+
+uint64_t sl_bus_n_connects(const struct sl_bus *b, uint64_t link)
+{
+    return !b->is_router && link < b->n_sockets ? b->sockets[link].n_connects : 0;
+}
+
+bool sl_bus_connected(const struct sl_bus *b, uint64_t link)
+{
+    return !b->is_router && link < b->n_sockets && b->sockets[link].connected;
+}
+
+void sl_bus_stats(const struct sl_bus *b, struct sl_bus_stats *out)
+{
+    *out = b->stats;
+}
+
+/* ---- receiving ---- */
+
+/* What the wire gave: the sender's id (routers), the payload, and whether the frames were right. */
+struct parcel {
+    zmq_msg_t id, payload;
+    uint32_t n_frames;
+};
+
+static void parcel_close(struct parcel *p)
+{
+    zmq_msg_close(&p->id);
+    zmq_msg_close(&p->payload);
+}
+
+/* Reads every frame of the next message; surplus frames are counted and thrown away. False when
+ * nothing waits. */
+static bool parcel_read(struct parcel *p, void *zmq, bool is_router)
+{
+    zmq_msg_t *frames[2] = {is_router ? &p->id : &p->payload, &p->payload};
+    uint32_t wanted = is_router ? 2 : 1;
+    bool more = true;
+    zmq_msg_t surplus;
+    zmq_msg_init(&p->id);
+    zmq_msg_init(&p->payload);
+    zmq_msg_init(&surplus);
+    for (p->n_frames = 0; more; p->n_frames++) {
+        zmq_msg_t *f = p->n_frames < wanted ? frames[p->n_frames] : &surplus;
+        if (zmq_msg_recv(f, zmq, ZMQ_DONTWAIT) < 0)
+            break;
+        more = zmq_msg_more(f) != 0;
+    }
+    zmq_msg_close(&surplus);
+    return p->n_frames > 0;
+}
+
+static bool parcel_is_whole(const struct parcel *p, bool is_router)
+{
+    return p->n_frames == (is_router ? 2u : 1u) && zmq_msg_size(&p->id) <= ROUTING_ID_MAX;
+}
+
+/* True when the parcel is a message for the caller. */
+static bool accept(struct sl_bus *b, struct parcel *p, uint32_t socket, uint64_t *link,
+                   struct sl_msg *out)
+{
+    struct sl_err err;
+    size_t size = zmq_msg_size(&p->payload);
+    b->stats.bytes_received += size;
+    sl_arena_reset(&b->arena);
+    enum sl_status s = parcel_is_whole(p, b->is_router)
+                           ? sl_msg_decode(zmq_msg_data(&p->payload), size, &b->arena, out, &err)
+                           : sl_fail(&err, SL_INVALID, "bus: message of %u frames", p->n_frames);
+    if (s != SL_OK) {
+        b->stats.n_malformed++;
+        sl_log(SL_LOG_WARN, "message refused: %s", err.msg);
+        return false;
+    }
+    *link = b->is_router ? link_of(b, zmq_msg_data(&p->id), zmq_msg_size(&p->id)) : socket;
+    if (b->is_router && *link == 0) {
+        b->stats.n_refused++;
+        sl_log(SL_LOG_WARN, "bus: peer refused, %d links are in use", SL_LIMIT_workers);
+        return false;
+    }
+    b->stats.n_received++;
+    return true;
+}
+
+/* The next message of any socket, beginning after the one that was served last. */
+static bool next_parcel(struct sl_bus *b, struct parcel *p, uint32_t *socket)
+{
+    for (uint32_t i = 0; i < b->n_sockets; i++) {
+        *socket = (b->next_socket + i) % b->n_sockets;
+        if (parcel_read(p, b->sockets[*socket].zmq, b->is_router)) {
+            b->next_socket = (*socket + 1) % b->n_sockets;
+            return true;
+        }
+        parcel_close(p);
+    }
+    return false;
+}
+
+enum sl_status sl_bus_recv(struct sl_bus *b, uint64_t *link, struct sl_msg *out, struct sl_err *err)
+{
+    struct parcel parcel;
+    uint32_t socket;
+    (void)err;
+    memset(out, 0, sizeof *out);
+    for (uint32_t i = 0; i < b->n_sockets; i++)
+        bus_socket_read_monitor(&b->sockets[i]);
+    for (uint32_t skipped = 0; skipped < SKIPPED_AT_ONCE_MAX; skipped++) {
+        if (!next_parcel(b, &parcel, &socket)) {
+            lower_event(b);
+            return SL_OK;
+        }
+        bool good = accept(b, &parcel, socket, link, out);
+        parcel_close(&parcel);
+        if (good)
+            break;
+        memset(out, 0, sizeof *out);
+    }
+    raise_event(b); /* there may be more */
+    return SL_OK;
+}
+
+/* ---- sending ---- */
+
+static enum sl_status send_failed(struct sl_bus *b, uint64_t link, int why, struct sl_err *err)
+{
+    if (why == EHOSTUNREACH) {
+        sl_bus_drop(b, link);
+        return sl_fail(err, SL_PEER, "bus: link %llu is gone", (unsigned long long)link);
+    }
+    if (why == EAGAIN)
+        return sl_fail(err, SL_PEER, "bus: link %llu is not connected or has %d messages waiting",
+                       (unsigned long long)link, SL_LIMIT_bus_hwm_messages);
+    return sl_fail(err, SL_FAILED, "bus: send: %s", zmq_strerror(why));
+}
+
+static int send_to_peer(struct sl_bus *b, const struct peer *p)
+{
+    if (zmq_send(b->sockets[0].zmq, p->id, p->id_len, ZMQ_SNDMORE | ZMQ_DONTWAIT) < 0)
+        return -1;
+    return zmq_send(b->sockets[0].zmq, b->encoded.data, b->encoded.len, ZMQ_DONTWAIT);
+}
+
+enum sl_status sl_bus_send(struct sl_bus *b, uint64_t link, const struct sl_msg *m,
+                           struct sl_err *err)
+{
+    const struct peer *peer = b->is_router ? peer_by_link(b, link) : NULL;
+    if (b->is_router ? !peer : link >= b->n_sockets)
+        return send_failed(b, link, EHOSTUNREACH, err);
+    sl_buf_clear(&b->encoded);
+    enum sl_status s = sl_msg_encode(m, &b->encoded, err);
+    if (s != SL_OK)
+        return s;
+    void *zmq = b->is_router ? b->sockets[0].zmq : b->sockets[link].zmq;
+    int rc = b->is_router ? send_to_peer(b, peer)
+                          : zmq_send(zmq, b->encoded.data, b->encoded.len, ZMQ_DONTWAIT);
+    int why = errno;
+    look_again(b, zmq);
+    if (rc < 0)
+        return send_failed(b, link, why, err);
+    b->stats.n_sent++;
+    b->stats.bytes_sent += b->encoded.len;
+    return SL_OK;
+}
