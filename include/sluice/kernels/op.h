@@ -149,6 +149,7 @@ struct sl_backend_ops {
 struct sl_backend {
     const struct sl_backend_ops *ops;
     enum sl_isa isa;      /* in force */
+    bool isa_fell_back;   /* a better one failed its self-check against scalar: worth a warning */
     uint32_t n_threads;
     uint64_t n_op_calls;  /* for `ctl ps` */
 };
