@@ -1,0 +1,103 @@
+/* A model with backend and KV cache, for tests that run one: opens, runs one sequence in chunks,
+ * closes. Failures end the test. */
+#ifndef SLUICE_TESTS_RIG_H
+#define SLUICE_TESTS_RIG_H
+
+#include <sluice/model/model.h>
+
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+#include <cmocka.h>
+
+#define RIG_PAGE 32u
+
+struct rig_config {
+    bool ref; /* the reference backend instead of the cpu one */
+    enum sl_isa isa;
+    uint32_t n_threads;
+    uint32_t max_batch, max_pos, max_rows;
+    enum sl_dtype kv_dtype;
+};
+
+struct rig {
+    struct sl_backend *b;
+    struct sl_model *m;
+    struct sl_kv kv;
+    uint32_t *pages; /* of the sequence rig_run runs: all of them, last first */
+    uint32_t max_batch, n_vocab;
+};
+
+static inline void rig_must(enum sl_status status, const struct sl_err *err)
+{
+    if (status)
+        fail_msg("%s", err->msg);
+}
+
+static inline void rig_open(struct rig *r, const struct sl_gguf *g, const struct rig_config *c)
+{
+    struct sl_err err = {0};
+    *r = (struct rig){.max_batch = c->max_batch};
+    struct sl_cpu_config cpu = {.isa = c->isa, .n_threads = c->n_threads};
+    rig_must(c->ref ? sl_ref_open(&r->b, &err) : sl_cpu_open(&cpu, &r->b, &err), &err);
+    rig_must(sl_model_open(g, r->b, c->max_batch, c->max_pos, c->max_rows, NULL, NULL, &r->m, &err),
+             &err);
+    uint32_t n_pages = (c->max_pos + RIG_PAGE - 1) / RIG_PAGE;
+    struct sl_kv_config kc =
+        sl_model_kv_config(sl_model_config(r->m), RIG_PAGE, n_pages, c->kv_dtype);
+    rig_must(r->b->ops->kv_open(r->b, &kc, &r->kv, &err), &err);
+    r->pages = calloc(n_pages, sizeof *r->pages);
+    assert_non_null(r->pages);
+    for (uint32_t i = 0; i < n_pages; i++)
+        r->pages[i] = n_pages - 1 - i;
+    r->n_vocab = sl_model_config(r->m)->n_vocab;
+}
+
+static inline void rig_close(struct rig *r)
+{
+    sl_model_close(r->m);
+    r->b->ops->kv_close(r->b, &r->kv);
+    r->b->ops->close(r->b);
+    free(r->pages);
+}
+
+/* Rows [from, from + n) of the sequence; logits of those at and after first_row go to `logits`,
+ * whose row 0 is first_row. */
+static inline void rig_chunk(struct rig *r, const uint32_t *tokens, uint32_t from, uint32_t n,
+                             uint32_t first_row, float *logits)
+{
+    uint32_t q_start[2] = {0, n}, page_start[2] = {0, (from + n + RIG_PAGE - 1) / RIG_PAGE};
+    uint32_t *pos = calloc(n, sizeof *pos), *rows = calloc(n, sizeof *rows), n_rows = 0;
+    assert_true(pos && rows);
+    for (uint32_t i = 0; i < n; i++) {
+        pos[i] = from + i;
+        if (from + i >= first_row)
+            rows[n_rows++] = i;
+    }
+    struct sl_batch batch = {.n_seq = 1,
+                             .n_tok = n,
+                             .q_start = q_start,
+                             .pos = pos,
+                             .page_start = page_start,
+                             .pages = r->pages};
+    size_t at = from > first_row ? from - first_row : 0;
+    struct sl_err err = {0};
+    rig_must(sl_model_forward(r->m, &r->kv, &batch, tokens + from, rows, n_rows,
+                              n_rows ? logits + at * r->n_vocab : NULL, &err),
+             &err);
+    free(pos);
+    free(rows);
+}
+
+/* A whole sequence from position 0, `chunk` rows a step. */
+static inline void rig_run(struct rig *r, const uint32_t *tokens, uint32_t n, uint32_t chunk,
+                           uint32_t first_row, float *logits)
+{
+    for (uint32_t from = 0; from < n; from += chunk)
+        rig_chunk(r, tokens, from, n - from < chunk ? n - from : chunk, first_row, logits);
+}
+
+#endif

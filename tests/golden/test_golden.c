@@ -1,0 +1,301 @@
+/* Promised, on the default model's file: the decoder agrees with an independent float32 reference
+ * (logits.json, text.json say how they were made), and its logits are bitwise the same on every
+ * instruction set, thread count and chunking. Skipped with a reason when the file is not there. */
+#include "rig.h"
+
+#include <sluice/base/json.h>
+
+#include <inttypes.h>
+#include <math.h>
+#include <stdio.h>
+#include <unistd.h>
+
+#define GOLDEN_DIR SL_TESTS_DIR "/golden/"
+#define MODEL_FILE "SmolLM2-135M-Instruct.Q4_1.gguf"
+
+#define TOP1_LEAST          0.97
+#define MARGIN_NATS         0.5 /* steps decided by more than this must all agree */
+#define LOGPROB_MEDIAN_MAX  0.03
+#define PERPLEXITY_DIFF_MAX 0.005
+
+static struct sl_gguf *model; /* NULL: skipped */
+static char model_path[1024];
+
+static struct sl_json *load_json(const char *name)
+{
+    char path[1024];
+    snprintf(path, sizeof path, GOLDEN_DIR "%s", name);
+    FILE *f = fopen(path, "rb");
+    assert_non_null(f);
+    static char text[1 << 20];
+    size_t n = fread(text, 1, sizeof text, f);
+    fclose(f);
+    struct sl_json *doc = NULL;
+    struct sl_err err = {0};
+    rig_must(sl_json_parse(text, n, &doc, &err), &err);
+    return doc;
+}
+
+static uint32_t *ids_of(const struct sl_json *array, uint32_t *n)
+{
+    *n = (uint32_t)sl_json_len(array);
+    uint32_t *ids = calloc(*n + 1u, sizeof *ids);
+    assert_non_null(ids);
+    for (uint32_t i = 0; i < *n; i++)
+        ids[i] = (uint32_t)sl_json_int(sl_json_at(array, i));
+    return ids;
+}
+
+/* Prompt and greedy tokens of a case, one behind the other. */
+static uint32_t *case_tokens(const struct sl_json *c, uint32_t *n_prompt, uint32_t *n)
+{
+    uint32_t n_greedy;
+    uint32_t *prompt = ids_of(sl_json_get(c, "prompt_tokens"), n_prompt);
+    uint32_t *greedy = ids_of(sl_json_get(c, "greedy_tokens"), &n_greedy);
+    *n = *n_prompt + n_greedy;
+    uint32_t *all = calloc(*n + 1u, sizeof *all);
+    assert_non_null(all);
+    memcpy(all, prompt, *n_prompt * sizeof *all);
+    memcpy(all + *n_prompt, greedy, n_greedy * sizeof *all);
+    free(prompt);
+    free(greedy);
+    return all;
+}
+
+struct tally {
+    uint32_t n_steps, n_agree, n_clear, n_clear_agree;
+    double *diffs;
+};
+
+static void count_step(struct rig *r, const struct sl_json *step, const float *logits,
+                       struct tally *t)
+{
+    float max, log_sum;
+    uint32_t best;
+    r->b->ops->logit_stats(r->b, logits, 1, r->n_vocab, &max, &best, &log_sum);
+    const struct sl_json *top = sl_json_get(step, "top"), *lp = sl_json_get(step, "logprob");
+    uint32_t want = (uint32_t)sl_json_int(sl_json_at(top, 0));
+    double first = sl_json_real(sl_json_at(lp, 0)), second = sl_json_real(sl_json_at(lp, 1));
+    t->diffs[t->n_steps++] = fabs((double)logits[want] - (double)max - (double)log_sum - first);
+    t->n_agree += best == want;
+    if (first - second > MARGIN_NATS) {
+        t->n_clear++;
+        t->n_clear_agree += best == want;
+    }
+}
+
+static int by_value(const void *a, const void *b)
+{
+    double x = *(const double *)a, y = *(const double *)b;
+    return x < y ? -1 : x > y;
+}
+
+static void run_case(struct rig *r, const struct sl_json *c, struct tally *t)
+{
+    uint32_t n_prompt, n;
+    uint32_t *tokens = case_tokens(c, &n_prompt, &n);
+    const struct sl_json *steps = sl_json_get(c, "steps");
+    uint32_t n_steps = (uint32_t)sl_json_len(steps);
+    assert_true(n_prompt > 0 && n_steps > 0 && n_prompt + n_steps <= n + 1);
+    uint32_t n_run = n_prompt + n_steps - 1; /* the last step's token is not fed */
+    float *logits = calloc((size_t)n_steps * r->n_vocab, sizeof *logits);
+    assert_non_null(logits);
+    rig_run(r, tokens, n_run, r->max_batch, n_prompt - 1, logits);
+    for (uint32_t i = 0; i < n_steps; i++)
+        count_step(r, sl_json_at(steps, i), logits + (size_t)i * r->n_vocab, t);
+    free(logits);
+    free(tokens);
+}
+
+static const struct rig_config usual = {.isa = SL_ISA_AUTO,
+                                        .n_threads = 2,
+                                        .max_batch = 64,
+                                        .max_pos = 1024,
+                                        .max_rows = 64,
+                                        .kv_dtype = SL_F16};
+
+static void agrees_with_the_reference(void **state)
+{
+    (void)state;
+    if (!model)
+        skip();
+    struct sl_json *doc = load_json("logits.json");
+    const struct sl_json *cases = sl_json_get(doc, "cases");
+    struct rig r;
+    rig_open(&r, model, &usual);
+    static double diffs[8192];
+    struct tally t = {.diffs = diffs};
+    for (size_t i = 0; i < sl_json_len(cases); i++)
+        run_case(&r, sl_json_at(cases, i), &t);
+    qsort(diffs, t.n_steps, sizeof *diffs, by_value);
+    double median = diffs[t.n_steps / 2], share = (double)t.n_agree / t.n_steps;
+    print_message("top-1 %u of %u (%.2f %%); margin over %.1f nats %u of %u; "
+                  "|logprob difference| median %.5f, p99 %.5f, max %.5f; isa %s\n",
+                  t.n_agree, t.n_steps, 100 * share, MARGIN_NATS, t.n_clear_agree, t.n_clear,
+                  median, diffs[t.n_steps * 99 / 100], diffs[t.n_steps - 1], sl_isa_name(r.b->isa));
+    assert_true(t.n_steps > 100 && t.n_clear > 50);
+    assert_true(share >= TOP1_LEAST);
+    assert_int_equal(t.n_clear_agree, t.n_clear);
+    assert_true(median <= LOGPROB_MEDIAN_MAX);
+    rig_close(&r);
+    sl_json_free(doc);
+}
+
+/* Sum of -logprob of tokens[1..n) given what is before them; adds how many to *count. */
+static double window_loss(struct rig *r, const uint32_t *tokens, uint32_t n, float *logits,
+                          uint32_t *count)
+{
+    double loss = 0;
+    for (uint32_t from = 0; from < n; from += r->max_batch) {
+        uint32_t rows = n - from < r->max_batch ? n - from : r->max_batch;
+        float max[64], log_sum[64];
+        uint32_t best[64];
+        rig_chunk(r, tokens, from, rows, from, logits);
+        r->b->ops->logit_stats(r->b, logits, rows, r->n_vocab, max, best, log_sum);
+        for (uint32_t i = 0; i < rows && from + i + 1 < n; i++) {
+            double x = (double)logits[(size_t)i * r->n_vocab + tokens[from + i + 1]];
+            loss -= x - (double)max[i] - (double)log_sum[i];
+            ++*count;
+        }
+    }
+    return loss;
+}
+
+static void perplexity_of_the_text(void **state)
+{
+    (void)state;
+    if (!model)
+        skip();
+    struct sl_json *doc = load_json("text.json");
+    uint32_t n, count = 0, window = (uint32_t)sl_json_int(sl_json_get(doc, "window"));
+    uint32_t *tokens = ids_of(sl_json_get(doc, "tokens"), &n);
+    double want = sl_json_real(sl_json_get(doc, "perplexity")), loss = 0;
+    struct rig r;
+    rig_open(&r, model, &usual);
+    float *logits = calloc((size_t)r.max_batch * r.n_vocab, sizeof *logits);
+    assert_non_null(logits);
+    for (uint32_t from = 0; from < n; from += window)
+        loss +=
+            window_loss(&r, tokens + from, n - from < window ? n - from : window, logits, &count);
+    double got = exp(loss / count);
+    print_message("perplexity %.4f, reference %.4f (%+.3f %%) over %u tokens\n", got, want,
+                  100 * (got / want - 1), count);
+    assert_true(fabs(got / want - 1) <= PERPLEXITY_DIFF_MAX);
+    free(logits);
+    free(tokens);
+    rig_close(&r);
+    sl_json_free(doc);
+}
+
+/* --- the same bits --- */
+
+#define SAME_ROWS 3u /* logits of the last rows are compared */
+
+static float *run_bits(const uint32_t *tokens, uint32_t n, enum sl_isa isa, uint32_t n_threads,
+                       uint32_t chunk)
+{
+    struct rig_config c = usual;
+    c.isa = isa;
+    c.n_threads = n_threads;
+    c.max_batch = chunk;
+    struct rig r;
+    rig_open(&r, model, &c);
+    float *logits = calloc((size_t)SAME_ROWS * r.n_vocab, sizeof *logits);
+    assert_non_null(logits);
+    rig_run(&r, tokens, n, chunk, n - SAME_ROWS, logits);
+    rig_close(&r);
+    return logits;
+}
+
+static void the_same_bits(void **state)
+{
+    (void)state;
+    if (!model)
+        skip();
+    static const struct {
+        enum sl_isa isa;
+        uint32_t n_threads, chunk, n_tok;
+    } table[] = {
+        /* over a border of attention segments */
+        {SL_ISA_AVX2, 2, 256, 300},
+        {SL_ISA_AVX2, 1, 64, 300},
+        {SL_ISA_AVX2, 2, 7, 300},
+        {SL_ISA_AVX512, 2, 256, 300},
+        {SL_ISA_AVX512, 1, 64, 300},
+        {SL_ISA_AVX512, 2, 7, 300},
+        {SL_ISA_AVX512, 1, 7, 300},
+        /* the slow ones on a beginning of it */
+        {SL_ISA_SCALAR, 2, 64, 40},
+        {SL_ISA_SCALAR, 1, 7, 40},
+        {SL_ISA_SCALAR, 2, 1, 40},
+        {SL_ISA_AVX2, 1, 1, 40},
+        {SL_ISA_AVX2, 2, 64, 40},
+        {SL_ISA_AVX512, 1, 1, 40},
+        {SL_ISA_AVX512, 2, 64, 40},
+    };
+    struct sl_json *doc = load_json("text.json");
+    uint32_t n;
+    uint32_t *tokens = ids_of(sl_json_get(doc, "tokens"), &n);
+
+    struct sl_model_config cfg;
+    struct sl_err err = {0};
+    rig_must(sl_model_read_config(model, &cfg, &err), &err);
+    size_t n_bytes = (size_t)SAME_ROWS * cfg.n_vocab * sizeof(float);
+    float *first = NULL;
+    uint32_t first_n = 0;
+    for (size_t i = 0; i < sizeof table / sizeof *table; i++) {
+        if (!sl_cpu_has_isa(table[i].isa)) {
+            print_message("row %zu skipped: no %s here\n", i, sl_isa_name(table[i].isa));
+            continue;
+        }
+        float *logits =
+            run_bits(tokens, table[i].n_tok, table[i].isa, table[i].n_threads, table[i].chunk);
+        if (first && first_n == table[i].n_tok) {
+            if (memcmp(first, logits, n_bytes) != 0)
+                fail_msg("row %zu: %s, %u threads, chunks of %u: other bits", i,
+                         sl_isa_name(table[i].isa), table[i].n_threads, table[i].chunk);
+            free(logits);
+        } else {
+            free(first);
+            first = logits;
+            first_n = table[i].n_tok;
+        }
+    }
+    free(first);
+    free(tokens);
+    sl_json_free(doc);
+}
+
+static void find_model(void)
+{
+    const char *named = getenv("SLUICE_MODEL"), *cache = getenv("XDG_CACHE_HOME");
+    const char *home = getenv("HOME");
+    if (named && *named)
+        snprintf(model_path, sizeof model_path, "%s", named);
+    else if (cache && *cache)
+        snprintf(model_path, sizeof model_path, "%s/sluice/models/" MODEL_FILE, cache);
+    else
+        snprintf(model_path, sizeof model_path, "%s/.cache/sluice/models/" MODEL_FILE,
+                 home ? home : "");
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(agrees_with_the_reference),
+        cmocka_unit_test(perplexity_of_the_text),
+        cmocka_unit_test(the_same_bits),
+    };
+    find_model();
+    struct sl_err err = {0};
+    if (access(model_path, R_OK) != 0) {
+        printf("skipped: no default model at %s (any verb of the launcher fetches it)\n",
+               model_path);
+    } else if (sl_gguf_open(model_path, &model, &err)) {
+        printf("%s\n", err.msg);
+        return 1;
+    }
+    int failed = cmocka_run_group_tests(tests, NULL, NULL);
+    sl_gguf_close(model);
+    return failed;
+}
