@@ -41,6 +41,14 @@ enum sl_status sl_tokenize(const struct sl_tokenizer *t, const char *text, size_
                            unsigned flags, size_t max_tokens, struct sl_tokens *out,
                            struct sl_err *err);
 
+/* The same, but no special token is matched across any of the places breaks[0..n_breaks) (byte
+ * offsets, ascending): text of a caller inside a template's text. */
+enum sl_status sl_tokenize_guarded(const struct sl_tokenizer *t, const char *text, size_t len,
+                                   unsigned flags, const size_t *breaks, size_t n_breaks,
+                                   size_t max_tokens, struct sl_tokens *out, struct sl_err *err);
+/* Length of the longest special token spelled at the start of the text, or 0. */
+size_t sl_token_special_at(const struct sl_tokenizer *t, const char *text, size_t len);
+
 /* The bytes a token stands for (special tokens: their text). Borrowed. Empty for unused ids. */
 struct sl_str sl_token_bytes(const struct sl_tokenizer *t, uint32_t id);
 bool sl_token_is_special(const struct sl_tokenizer *t, uint32_t id); /* control or user-defined */
