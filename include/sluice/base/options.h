@@ -24,14 +24,17 @@ struct sl_option {
     enum sl_option_kind kind;
     size_t offset;     /* of the field in the verb's struct */
     const char *def;   /* default as text, NULL: unset (0, NULL) */
-    double min, max;   /* INT, BYTES, REAL */
+    double min, max;   /* INT, BYTES, REAL; both 0: unbounded. A default may lie outside */
     const char *choices;
     const char *meta;  /* "N", "FILE": for help */
     const char *help;  /* one line */
 };
 
 /* Reads argv[1..] into `out`: first defaults, then the file named by --config or SLUICE_CONFIG (if
- * the table has a "config" row), then the environment, then the command line. Operands are left in
+ * the table has a "config" row), then the environment, then the command line. The last of repeated
+ * flags counts; an empty variable and a null in the file mean "not given"; "--" ends the options; a
+ * lone "-" is an operand; a value that starts with "--" is written --x=VALUE. SLUICE_ variables of
+ * no row are left alone, for they may belong to another verb. Operands are left in
  * operands[0..*n_operands). Strings are copied into the arena. SL_USAGE for the command line and
  * the environment, SL_CONFIG for the file (message with line). `env` is environ-shaped. */
 enum sl_status sl_options_read(const struct sl_option *table, size_t n_table, int argc, char **argv,
@@ -40,6 +43,18 @@ enum sl_status sl_options_read(const struct sl_option *table, size_t n_table, in
                                struct sl_err *err);
 
 void sl_options_help(const struct sl_option *table, size_t n_table, struct sl_buf *out);
+
+/* The manual page (roff, man macros) of a verb, and bash completion for all of them. */
+struct sl_verb_doc {
+    const char *verb;     /* "serve" */
+    const char *operands; /* "[MODEL]", or "" */
+    const char *summary;  /* one line, without a full stop */
+    const char *text;     /* paragraphs parted by empty lines, or NULL */
+    const struct sl_option *table;
+    size_t n_table;
+};
+void sl_options_man(const struct sl_verb_doc *doc, struct sl_buf *out);
+void sl_options_complete(const struct sl_verb_doc *docs, size_t n_docs, struct sl_buf *out);
 
 /* Nearest of `names` (NULL-ended) by edit distance, or NULL when nothing is near. */
 const char *sl_suggest(const char *word, const char *const *names);
