@@ -5,6 +5,17 @@
  * recompute when pages run out, and ends by the engine's word, a cancel or its deadline.
  * Usage each step: plan -> (engine computes, samples) -> commit. Time is an argument.
  *
+ * Order. Decodes are served before prefills, in turn when the budget is below their number. Waiting
+ * requests: lower priority first; within it the preempted, then the tenant served least, then
+ * arrival. The first that does not fit holds back the rest. Nothing starves: once the oldest waiting
+ * request has waited SL_SCHED_AGE_NS, every SL_SCHED_AGE_TURN-th admission at the latest is its, so a
+ * request with p older ones waiting is admitted after at most SL_SCHED_AGE_NS and
+ * SL_SCHED_AGE_TURN * (p + 1) admissions. A request admitted so, or preempted SL_SCHED_SHIELD times,
+ * is shielded: prefilled before every priority and preempted only for an older shielded one.
+ *
+ * Preemption takes the unshielded first, then the lowest priority, then the latest arrival, never
+ * the only runner; so the first in rank always goes on and everything ends.
+ *
  * Invariants (checked by sl_sched_check): every page is free, cached or referenced; a page that is
  * written has one owner; a sequence's full pages are in the prefix index only once computed. */
 #ifndef SLUICE_CONTROL_SCHED_H
@@ -15,6 +26,9 @@
 #include <stdint.h>
 
 struct sl_sched;
+
+#define SL_SCHED_AGE_NS 30000000000ull
+enum { SL_SCHED_AGE_TURN = 8, SL_SCHED_SHIELD = 4 };
 
 struct sl_sched_config {
     uint32_t max_seqs;          /* running at once */
@@ -30,7 +44,8 @@ struct sl_sched_request {
     const uint32_t *tokens;     /* prompt, then tokens generated elsewhere before; copied */
     uint32_t n_tokens;
     uint32_t n_prompt;          /* of them the prompt; n_tokens > n_prompt resumes a stream */
-    uint32_t max_new;           /* generated tokens in all, earlier ones included */
+    uint32_t max_new;           /* generated tokens in all, earlier ones included; 0: as many as
+                                   max_len and the pages allow */
     int32_t priority;           /* lower first */
     uint64_t tenant;            /* fairness between tenants by tokens served */
     uint8_t salt[32];           /* of the prefix cache: tenants never share pages */
@@ -62,7 +77,8 @@ struct sl_sampled_token {
     enum sl_end end; /* SL_END_NONE: goes on */
 };
 
-/* A sequence that left by deadline or cancel: reported once. */
+/* A sequence that left by deadline or cancel, or by max_new or max_len when the engine did not end
+ * it (SL_END_LENGTH): reported once. */
 struct sl_ended {
     uint64_t id;
     void *user;
@@ -81,8 +97,9 @@ enum sl_status sl_sched_open(const struct sl_sched_config *cfg, struct sl_sched 
                              struct sl_err *err);
 void sl_sched_close(struct sl_sched *s);
 
-/* SL_QUEUE_FULL, SL_TOO_LONG (prompt + 1 > max_len, or more pages than there are), SL_INVALID
- * (empty prompt, id in use). */
+/* SL_QUEUE_FULL (queue_max wait or ended unreported), SL_TOO_LONG (prompt + 1 > max_len, or with
+ * max_new more pages than there are), SL_INVALID (empty prompt, id in use, nothing left to
+ * generate), SL_NO_MEMORY. */
 enum sl_status sl_sched_submit(struct sl_sched *s, const struct sl_sched_request *r,
                                uint64_t now_ns, struct sl_err *err);
 /* Takes effect at once unless the sequence is in the step in flight: then at its commit. Unknown
@@ -92,7 +109,9 @@ void sl_sched_cancel(struct sl_sched *s, uint64_t id);
 /* Plans a step of at most min(budget, max_batch_tokens) rows; decodes go before prefill chunks.
  * NULL when there is nothing to do. Allocates nothing. */
 const struct sl_plan *sl_sched_plan(struct sl_sched *s, uint32_t budget, uint64_t now_ns);
-/* `sampled` [plan->n_logits]. Ends the step: appends tokens, frees pages of ended sequences. */
+/* `sampled` [plan->n_logits]. Ends the step: appends tokens, frees pages of ended sequences. What
+ * the step computed for a sequence that ends with SL_END_ERROR or was cancelled meanwhile never
+ * enters the prefix index. */
 void sl_sched_commit(struct sl_sched *s, const struct sl_sampled_token *sampled, uint64_t now_ns);
 /* Sequences that ended without the engine's word, oldest first; false when none. */
 bool sl_sched_next_ended(struct sl_sched *s, struct sl_ended *out);
