@@ -67,19 +67,16 @@ INLINE __m256 load_scales(const uint8_t *p)
 INLINE void q_slice(const struct sl_tile *t, const uint8_t *w, uint32_t b0, uint32_t b1, float *out,
                     const uint32_t mt, const enum sl_dtype type)
 {
-    const uint32_t quant_bytes = Q_ROWS * (type == SL_Q8_0 ? 32 : 16);
-    const uint32_t scale_bytes = Q_ROWS * (type == SL_Q4_1 ? 4 : 2);
-    const uint8_t *scales = w + (size_t)(t->k / SL_QBLOCK) * quant_bytes;
     __m256 acc[TILE_ROWS];
     UNROLL for (uint32_t m = 0; m < mt; m++) acc[m] = _mm256_setzero_ps();
     for (uint32_t b = b0; b < b1; b++) {
         __m256i isum[TILE_ROWS];
         size_t at = (size_t)b * mt;
-        const uint8_t *sc = scales + (size_t)b * scale_bytes;
+        const uint8_t *sc = w + sl_pack_scales_at(type, Q_ROWS, b);
         if (type == SL_Q8_0)
-            block_8(w + (size_t)b * quant_bytes, t->q + at * SL_QBLOCK, mt, isum);
+            block_8(w + sl_pack_quants_at(type, Q_ROWS, b), t->q + at * SL_QBLOCK, mt, isum);
         else
-            block_4(w + (size_t)b * quant_bytes, t->q + at * SL_QBLOCK, mt, isum);
+            block_4(w + sl_pack_quants_at(type, Q_ROWS, b), t->q + at * SL_QBLOCK, mt, isum);
         __m256 dw = load_scales(sc);
         UNROLL for (uint32_t m = 0; m < mt; m++)
         {

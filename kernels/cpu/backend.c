@@ -63,6 +63,7 @@ static void cpu_close(struct sl_backend *base)
 {
     struct cpu_backend *b = cpu_of(base);
     sl_team_close(b->team);
+    sl_slab_close(&b->slabs);
     if (b->act.data)
         sl_pages_free(b->act.data, b->act.bytes);
     if (b->attn.data)

@@ -13,10 +13,20 @@ struct scratch {
     size_t bytes;
 };
 
+/* Memory that weights share, so that small ones lie on huge pages too. Filled from the front; given
+ * back when its last weight is freed. */
+struct slab {
+    struct slab *next;
+    uint8_t *data;
+    size_t bytes, used;
+    uint32_t n_weights;
+};
+
 struct cpu_backend {
     struct sl_backend base;
     const struct sl_isa_ops *isa;
     struct sl_team *team;
+    struct slab *slabs;  /* newest first */
     struct scratch act;  /* quantised activations of one chunk of rows */
     struct scratch attn; /* per thread: see attention.c */
     size_t attn_stride;  /* bytes of one thread's part */
@@ -28,6 +38,11 @@ static inline struct cpu_backend *cpu_of(struct sl_backend *b)
 }
 
 enum sl_status sl_scratch_reserve(struct scratch *s, size_t bytes, struct sl_err *err);
+
+/* slab.c: NULL when the system refuses. */
+void *sl_slab_alloc(struct slab **list, size_t bytes);
+void sl_slab_free(struct slab **list, void *p);
+void sl_slab_close(struct slab **list);
 
 /* linear.c */
 enum sl_status sl_cpu_weight_pack(struct sl_backend *b, const struct sl_weight_src *src,

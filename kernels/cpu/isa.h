@@ -7,9 +7,10 @@
 
 #include <sluice/kernels/op.h>
 
-#define SL_TILE_MAX   8  /* activation rows of one tile, at most */
-#define SL_FLOAT_ROWS 16 /* interleaved rows of F32, F16 and BF16 weights, every instruction set   \
-                          */
+#define SL_TILE_MAX 8 /* activation rows of one tile, at most */
+#define SL_FLOAT_ROWS                                                                              \
+    16 /* interleaved rows of F32, F16 and BF16 weights, every instruction set                     \
+        */
 #define SL_ROWS_MAX 16
 
 /* A tile of `mt` activation rows times `n_groups` adjacent groups of interleaved weight rows.
@@ -41,6 +42,31 @@ struct sl_quant_row {
     int32_t *corr;
     uint32_t mt;
 };
+
+/* Blocks lie in pairs: the scales of both, then the quants of both. So a group is one straight
+ * stream for the prefetchers, and its vectors are aligned. An odd last block is padded to a pair.
+ */
+static inline size_t sl_pack_scale_bytes(enum sl_dtype type, uint32_t rows)
+{
+    return (size_t)rows * (type == SL_Q4_1 ? 4 : 2);
+}
+
+static inline size_t sl_pack_quant_bytes(enum sl_dtype type, uint32_t rows)
+{
+    return (size_t)rows * (type == SL_Q8_0 ? 32 : 16);
+}
+
+static inline size_t sl_pack_scales_at(enum sl_dtype type, uint32_t rows, uint32_t block)
+{
+    size_t scales = sl_pack_scale_bytes(type, rows), quants = sl_pack_quant_bytes(type, rows);
+    return block / 2 * 2 * (scales + quants) + block % 2 * scales;
+}
+
+static inline size_t sl_pack_quants_at(enum sl_dtype type, uint32_t rows, uint32_t block)
+{
+    size_t scales = sl_pack_scale_bytes(type, rows), quants = sl_pack_quant_bytes(type, rows);
+    return block / 2 * 2 * (scales + quants) + 2 * scales + block % 2 * quants;
+}
 
 struct sl_isa_ops {
     enum sl_isa isa;

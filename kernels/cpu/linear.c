@@ -96,7 +96,7 @@ enum sl_status sl_cpu_weight_pack(struct sl_backend *base, const struct sl_weigh
         if (status != SL_OK)
             return status;
     }
-    w.data = sl_pages_alloc(w.bytes);
+    w.data = sl_slab_alloc(&b->slabs, w.bytes);
     if (!w.data)
         return sl_fail(err, SL_NO_MEMORY, "weight: %zu bytes refused", w.bytes);
     w.layout = rows | (uint32_t)job.flip << 8;
@@ -109,9 +109,8 @@ enum sl_status sl_cpu_weight_pack(struct sl_backend *base, const struct sl_weigh
 
 void sl_cpu_weight_free(struct sl_backend *b, struct sl_weight *w)
 {
-    (void)b;
     if (w->data)
-        sl_pages_free(w->data, w->bytes);
+        sl_slab_free(&cpu_of(b)->slabs, w->data);
     *w = (struct sl_weight){0};
 }
 

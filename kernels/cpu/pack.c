@@ -1,23 +1,21 @@
 /* Weights into interleaved rows: a group of `rows` rows side by side, so that one load feeds that
  * many outputs.
  *
- * Block formats, per group: all quants, then all scales. Quants of a block are vectors of one dword
- * (4 bytes of the file's block) per row, in the order of the block; scales of a block are `rows`
- * F16 d, then for q4_1 `rows` F16 m. Float formats: [k][rows]. Rows past the end are zeros. */
+ * Block formats: pairs of blocks as isa.h tells. Quants of a block are vectors of one dword (4
+ * bytes of the file's block) per row, in the order of the block; scales of a block are `rows` F16
+ * d, then for q4_1 `rows` F16 m. Float formats: [k][rows]. Rows past the end are zeros. */
 #include <stdlib.h>
 #include <string.h>
 
 #include "cpu/cpu.h"
 #include "num.h"
 
-static size_t scale_bytes(enum sl_dtype type)
-{
-    return type == SL_Q4_1 ? 4 : 2;
-}
-
 size_t sl_pack_group_bytes(enum sl_dtype type, uint32_t k, uint32_t rows)
 {
-    return (sl_dtype_bytes(type, k) * rows + 63) / 64 * 64;
+    if (sl_dtype_row(type)->block_elems == 1)
+        return (sl_dtype_bytes(type, k) * rows + 63) / 64 * 64;
+    uint32_t n_blocks = (k / SL_QBLOCK + 1) / 2 * 2;
+    return (sl_pack_scales_at(type, rows, n_blocks) + 63) / 64 * 64;
 }
 
 static const uint8_t *row_of(const struct sl_weight_src *src, uint32_t n_src, uint32_t row)
@@ -33,21 +31,20 @@ static const uint8_t *row_of(const struct sl_weight_src *src, uint32_t n_src, ui
 static void pack_blocks(const uint8_t *const *row, const struct sl_weight_src *src, uint32_t rows,
                         uint32_t flip, uint8_t *dst)
 {
-    size_t block_bytes = sl_dtype_row(src->dtype)->block_bytes, head = scale_bytes(src->dtype);
-    size_t quant_bytes = block_bytes - head;
-    uint32_t n_blocks = src->k / SL_QBLOCK;
-    uint8_t *scales = dst + quant_bytes * rows * n_blocks;
-    for (uint32_t r = 0; r < rows && row[r]; r++) {
-        const uint8_t *b = row[r];
-        uint8_t *q = dst + (size_t)4 * r, *s = scales + (size_t)2 * r;
-        for (uint32_t i = 0; i < n_blocks; i++, b += block_bytes) {
-            for (size_t h = 0; h < head; h += 2, s += (size_t)2 * rows)
-                memcpy(s, b + h, 2);
-            for (size_t j = 0; j < quant_bytes; j += 4, q += (size_t)4 * rows) {
+    const enum sl_dtype type = src->dtype;
+    size_t head = sl_pack_scale_bytes(type, 1), body = sl_pack_quant_bytes(type, 1);
+    for (uint32_t i = 0; i < src->k / SL_QBLOCK; i++) {
+        uint8_t *scales = dst + sl_pack_scales_at(type, rows, i);
+        uint8_t *quants = dst + sl_pack_quants_at(type, rows, i);
+        for (uint32_t r = 0; r < rows && row[r]; r++) {
+            const uint8_t *b = row[r] + i * (head + body);
+            for (size_t h = 0; h < head; h += 2)
+                memcpy(scales + h * rows + (size_t)2 * r, b + h, 2);
+            for (size_t j = 0; j < body; j += 4) {
                 uint32_t dword;
                 memcpy(&dword, b + head + j, 4);
                 dword ^= flip;
-                memcpy(q, &dword, 4);
+                memcpy(quants + j * rows + (size_t)4 * r, &dword, 4);
             }
         }
     }

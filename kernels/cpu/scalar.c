@@ -25,16 +25,14 @@ static int32_t block_dot(const uint8_t *quants, uint32_t row, const int8_t *q, e
 static void q_slice(const struct sl_tile *t, const uint8_t *w, uint32_t b0, uint32_t b1, float *out,
                     uint32_t mt, enum sl_dtype type)
 {
-    const uint32_t quant_bytes = Q_ROWS * (type == SL_Q8_0 ? 32 : 16);
-    const uint32_t scale_bytes = Q_ROWS * (type == SL_Q4_1 ? 4 : 2);
-    const uint8_t *scales = w + (size_t)(t->k / SL_QBLOCK) * quant_bytes;
     for (uint32_t i = 0; i < mt * Q_ROWS; i++) {
         uint32_t m = i / Q_ROWS, row = i % Q_ROWS;
         float acc = 0.0f;
         for (uint32_t b = b0; b < b1; b++) {
             size_t at = (size_t)b * mt + m;
-            const uint8_t *sc = scales + (size_t)b * scale_bytes;
-            int32_t isum = block_dot(w + (size_t)b * quant_bytes, row, t->q + at * SL_QBLOCK, type);
+            const uint8_t *sc = w + sl_pack_scales_at(type, Q_ROWS, b);
+            int32_t isum =
+                block_dot(w + sl_pack_quants_at(type, Q_ROWS, b), row, t->q + at * SL_QBLOCK, type);
             float d = sl_f16_to_f32(load_u16(sc + 2 * row)) * t->d[at];
             acc = fmaf(d, (float)(isum + t->corr[at]), acc);
             if (type == SL_Q4_1)
