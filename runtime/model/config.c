@@ -123,8 +123,8 @@ static void read_scaling(struct reader *r, struct sl_model_config *c)
             read_f32(r, "rope.scaling.factor", true, &factor);
         else if (!sl_str_eqz(type, "none") && !r->status)
             r->status = sl_fail(r->err, SL_MODEL,
-                                "model: rope scaling '%.*s' is not supported (known: none, linear)",
-                                (int)(type.len < 40 ? type.len : 40), type.data);
+                                "model: rope scaling '%s' is not supported (known: none, linear)",
+                                show(type).z);
     } else {
         read_f32(r, "rope.scaling.factor", false, &factor);
     }
@@ -233,8 +233,8 @@ enum sl_status sl_model_read_config(const struct sl_gguf *g, struct sl_model_con
         return sl_fail(err, SL_MODEL, "model: key 'general.architecture' is missing");
     const struct family *family = family_find(arch);
     if (!family)
-        return sl_fail(err, SL_MODEL, "unsupported architecture '%.*s' (known: %s)",
-                       (int)(arch.len < 40 ? arch.len : 40), arch.data, family_names());
+        return sl_fail(err, SL_MODEL, "unsupported architecture '%s' (known: %s)", show(arch).z,
+                       family_names());
     struct sl_model_config c = {.rope_kind = family->rope_kind};
     snprintf(c.arch, sizeof c.arch, "%s", family->arch);
     struct reader r = {.g = g, .arch = family->arch, .err = err};

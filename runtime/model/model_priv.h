@@ -84,6 +84,18 @@ struct sl_model {
     float *act;          /* [rows, ffn_dim] */
 };
 
+/* A string from the file, fit for a message: clipped, nothing but printable ASCII. */
+struct shown {
+    char z[64];
+};
+static inline struct shown show(struct sl_str s)
+{
+    struct shown out = {{0}};
+    for (size_t i = 0; i < s.len && i < sizeof out.z - 1; i++)
+        out.z[i] = s.data[i] >= 0x20 && s.data[i] < 0x7f ? s.data[i] : '?';
+    return out;
+}
+
 static inline uint32_t q_dim(const struct sl_model_config *c)
 {
     return c->n_heads * c->head_dim;

@@ -152,9 +152,9 @@ static enum sl_status check_rest(const struct sl_gguf *g, const bool *used, cons
         struct sl_str name = sl_gguf_tensor_at(g, i)->name;
         if (!used[i] && !is_harmless(name))
             return sl_fail(err, SL_MODEL,
-                           "model: tensor '%.*s' is not part of the architecture '%s' as known "
+                           "model: tensor '%s' is not part of the architecture '%s' as known "
                            "here",
-                           (int)(name.len < 80 ? name.len : 80), name.data, arch);
+                           show(name).z, arch);
     }
     return SL_OK;
 }
