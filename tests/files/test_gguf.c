@@ -420,6 +420,16 @@ static void many_keys(struct sl_buf *b)
 {
     raw_head(b, 3, 0, UINT64_C(1) << 40);
 }
+static void keys_beyond_bytes(struct sl_buf *b)
+{
+    raw_head(b, 3, 0, 60000); /* within the limit, not within the file */
+    raw_data(b, 2000);
+}
+static void tensors_beyond_bytes(struct sl_buf *b)
+{
+    raw_head(b, 3, 60000, 0);
+    raw_data(b, 2000);
+}
 static void many_tensors(struct sl_buf *b)
 {
     raw_head(b, 3, UINT64_C(1) << 61, 0);
@@ -588,6 +598,8 @@ static void faults_are_named(void **state)
         {version_4, "version 4; 2 and 3"},
         {many_keys, "1099511627776 keys claimed"},
         {many_tensors, "2305843009213693952 tensors claimed"},
+        {keys_beyond_bytes, "60000 keys claimed"},
+        {tensors_beyond_bytes, "60000 tensors claimed"},
         {key_twice, "key 'a' twice"},
         {key_unnamed, "key 0: name ''"},
         {key_control, "key 0: name 'a?b'"},

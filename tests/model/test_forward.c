@@ -163,6 +163,41 @@ static void the_same_bits(void **state)
     }
 }
 
+/* Any rows in any order, and steps that want none. */
+static void logits_of_chosen_rows(void **state)
+{
+    (void)state;
+    struct tiny_model m = tiny_model_default();
+    struct opened o;
+    struct rig r;
+    uint32_t tokens[8], pos[8], rows[4] = {6, 1, 6, 3}, q_start[2] = {0, 8};
+    uint32_t page_start[2] = {0, 1};
+    struct sl_err err = {0};
+    open_tiny(&o, &m);
+    rig_open(&r, o.g, &usual);
+    size_t v = r.n_vocab;
+    float *all = calloc(9 * v, sizeof *all), *some = calloc(4 * v, sizeof *some);
+    assert_true(all && some);
+    draw_tokens(tokens, 8, 11);
+    rig_run(&r, tokens, 8, 8, 0, all);
+    for (uint32_t i = 0; i < 8; i++)
+        pos[i] = i;
+    struct sl_batch b = {1, 8, q_start, pos, page_start, r.pages};
+    rig_must(sl_model_forward(r.m, &r.kv, &b, tokens, rows, 4, some, &err), &err);
+    for (size_t i = 0; i < 4; i++)
+        assert_memory_equal(some + i * v, all + rows[i] * v, v * sizeof *some);
+    b.n_tok = q_start[1] = 7; /* fills the cache only; the step after it reads it */
+    rig_close(&r);
+    rig_open(&r, o.g, &usual);
+    rig_must(sl_model_forward(r.m, &r.kv, &b, tokens, NULL, 0, NULL, &err), &err);
+    rig_chunk(&r, tokens, 7, 1, 7, some);
+    assert_memory_equal(some, all + 7 * v, v * sizeof *some);
+    free(all);
+    free(some);
+    rig_close(&r);
+    close_tiny(&o);
+}
+
 /* --- ragged batches --- */
 
 /* Three sequences side by side: [from, from + n) of each, on pages of their own. */
@@ -440,6 +475,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(agrees_with_the_formulas),
         cmocka_unit_test(the_same_bits),
+        cmocka_unit_test(logits_of_chosen_rows),
         cmocka_unit_test(neighbours_do_not_matter),
         cmocka_unit_test(a_spoilt_row_stays_alone),
         cmocka_unit_test(refuses_what_was_not_planned),
