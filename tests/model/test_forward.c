@@ -186,9 +186,10 @@ static void logits_of_chosen_rows(void **state)
     rig_must(sl_model_forward(r.m, &r.kv, &b, tokens, rows, 4, some, &err), &err);
     for (size_t i = 0; i < 4; i++)
         assert_memory_equal(some + i * v, all + rows[i] * v, v * sizeof *some);
-    b.n_tok = q_start[1] = 7; /* fills the cache only; the step after it reads it */
     rig_close(&r);
     rig_open(&r, o.g, &usual);
+    b.pages = r.pages;
+    b.n_tok = q_start[1] = 7; /* fills the cache only; the step after it reads it */
     rig_must(sl_model_forward(r.m, &r.kv, &b, tokens, NULL, 0, NULL, &err), &err);
     rig_chunk(&r, tokens, 7, 1, 7, some);
     assert_memory_equal(some, all + 7 * v, v * sizeof *some);
