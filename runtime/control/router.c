@@ -1,0 +1,293 @@
+/* The router's requests: open, submit, cancel, output, refusals, actions. */
+#include "router_priv.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+/* --- open, close ------------------------------------------------------------------------------ */
+
+static bool deadline_less(const struct sl_heap_node *a, const struct sl_heap_node *b)
+{
+    const struct req *x = SL_ENTRY(a, struct req, by_deadline);
+    const struct req *y = SL_ENTRY(b, struct req, by_deadline);
+    if (x->deadline_ns != y->deadline_ns)
+        return x->deadline_ns < y->deadline_ns;
+    return x->arrival < y->arrival;
+}
+
+static bool take_memory(struct sl_router *r)
+{
+    uint32_t n_buckets = 64;
+    while (n_buckets < r->cfg.max_requests)
+        n_buckets *= 2;
+    r->workers = calloc(r->cfg.max_workers, sizeof *r->workers);
+    r->reqs = calloc(r->cfg.max_requests, sizeof *r->reqs);
+    r->cancels = calloc(r->cfg.max_requests, sizeof *r->cancels);
+    r->buckets = calloc(n_buckets, sizeof(struct sl_hash_node *));
+    bool affinity = r->cfg.policy == SL_ROUTE_PREFIX_AFFINITY;
+    r->policy = affinity ? sl_policy_prefix_affinity() : sl_policy_least_load();
+    if (!r->workers || !r->reqs || !r->cancels || !r->buckets || !r->policy)
+        return false;
+    sl_hash_init(&r->by_id, r->buckets, n_buckets);
+    sl_heap_init(&r->deadlines, deadline_less);
+    sl_list_init(&r->waiting);
+    sl_list_init(&r->to_send);
+    sl_list_init(&r->failing);
+    sl_list_init(&r->free_reqs);
+    for (uint32_t i = 0; i < r->cfg.max_requests; i++)
+        sl_list_push_back(&r->free_reqs, &r->reqs[i].link);
+    return true;
+}
+
+enum sl_status sl_router_open(const struct sl_router_config *cfg, struct sl_router **out,
+                              struct sl_err *err)
+{
+    if (!cfg->max_workers || !cfg->max_requests || !cfg->page_size ||
+        cfg->max_requests > 1u << 24 || cfg->max_workers > 1u << 16)
+        return sl_fail(err, SL_INVALID, "router: %u workers, %u requests, pages of %u",
+                       cfg->max_workers, cfg->max_requests, cfg->page_size);
+    struct sl_router *r = calloc(1, sizeof *r);
+    if (!r)
+        return sl_fail(err, SL_NO_MEMORY, "router: no memory");
+    r->cfg = *cfg;
+    if (!take_memory(r)) {
+        sl_router_close(r);
+        return sl_fail(err, SL_NO_MEMORY, "router: no memory for %u requests", cfg->max_requests);
+    }
+    *out = r;
+    return SL_OK;
+}
+
+void sl_router_close(struct sl_router *r)
+{
+    if (!r)
+        return;
+    for (uint32_t i = 0; r->reqs && i < r->cfg.max_requests; i++)
+        free(r->reqs[i].chain);
+    if (r->policy)
+        r->policy->ops->close(r->policy);
+    free(r->workers);
+    free(r->reqs);
+    free(r->cancels);
+    free(r->buckets);
+    free(r);
+}
+
+/* --- submit, cancel --------------------------------------------------------------------------- */
+
+static uint64_t id_hash(uint64_t id)
+{
+    return sl_hash64(&id, sizeof id, 0);
+}
+
+static struct req *find(const struct sl_router *r, uint64_t id)
+{
+    for (struct sl_hash_node *n = sl_hash_first(&r->by_id, id_hash(id)); n; n = sl_hash_next(n)) {
+        struct req *q = SL_ENTRY(n, struct req, by_id);
+        if (q->id == id)
+            return q;
+    }
+    return NULL;
+}
+
+static uint32_t longest_context(const struct sl_router *r)
+{
+    uint32_t longest = 0;
+    for (uint32_t i = 0; i < r->cfg.max_workers; i++)
+        if (r->workers[i].uid && r->workers[i].desc.max_len > longest)
+            longest = r->workers[i].desc.max_len;
+    return longest;
+}
+
+static enum sl_status check_request(const struct sl_router *r, const struct sl_route_request *q,
+                                    struct sl_err *err)
+{
+    if (r->draining)
+        return sl_fail(err, SL_DRAINING, "the router is draining");
+    if (!r->next_uid)
+        return sl_fail(err, SL_LOADING, "no worker has registered yet");
+    if (!q->n_tokens)
+        return sl_fail_param(err, SL_INVALID, "prompt", "prompt is empty");
+    if (find(r, q->id))
+        return sl_fail(err, SL_INVALID, "request id %llu is in use", (unsigned long long)q->id);
+    uint32_t longest = longest_context(r);
+    if (longest && q->n_tokens >= longest)
+        return sl_fail_param(err, SL_TOO_LONG, "prompt",
+                             "%u tokens leave no room in a context of %u", q->n_tokens, longest);
+    if (sl_list_empty(&r->free_reqs))
+        return sl_fail(err, SL_QUEUE_FULL, "%u requests are in flight", r->n_reqs);
+    return SL_OK;
+}
+
+/* Without memory the request is routed by load alone. */
+static void hash_pages(const struct sl_router *r, const struct sl_route_request *from,
+                       struct req *q)
+{
+    uint32_t n = (from->n_tokens - 1) / r->cfg.page_size;
+    n = n < ROUTE_CHAIN_MAX ? n : ROUTE_CHAIN_MAX;
+    q->chain = n && r->policy->ops->wants_chain ? malloc(n * sizeof *q->chain) : NULL;
+    if (!q->chain)
+        return;
+    uint64_t h = from->salt;
+    for (uint32_t i = 0; i < n; i++)
+        q->chain[i] = h = sl_hash64(from->tokens + (size_t)i * r->cfg.page_size,
+                                    r->cfg.page_size * sizeof *from->tokens, h);
+    q->n_chain = n;
+}
+
+static struct req *req_new(struct sl_router *r, const struct sl_route_request *from)
+{
+    struct req *q = SL_ENTRY(r->free_reqs.next, struct req, link);
+    sl_list_remove(&q->link);
+    *q = (struct req){.id = from->id,
+                      .deadline_ns = from->deadline_ns,
+                      .arrival = r->next_arrival++,
+                      .tenant = from->tenant,
+                      .user = from->user,
+                      .n_tokens = from->n_tokens,
+                      .priority = from->priority};
+    hash_pages(r, from, q);
+    sl_hash_insert(&r->by_id, &q->by_id, id_hash(q->id));
+    if (q->deadline_ns)
+        sl_heap_insert(&r->deadlines, &q->by_deadline);
+    r->n_reqs++;
+    return q;
+}
+
+enum sl_status sl_router_submit(struct sl_router *r, const struct sl_route_request *from,
+                                uint64_t now_ns, struct sl_err *err)
+{
+    enum sl_status status = check_request(r, from, err);
+    if (status)
+        return status;
+    struct req *q = req_new(r, from);
+    sl_req_wait(r, q);
+    if (sl_req_assign(r, q, now_ns))
+        return SL_OK;
+    if (r->n_waiting <= r->cfg.queue_max) {
+        sl_req_strand(r, q, now_ns);
+        return SL_OK;
+    }
+    sl_req_free(r, q);
+    return sl_fail(err, SL_QUEUE_FULL, "%u requests are waiting for a worker", r->n_waiting);
+}
+
+void sl_router_drain(struct sl_router *r)
+{
+    r->draining = true;
+}
+
+void sl_router_cancel(struct sl_router *r, uint64_t id, uint64_t now_ns)
+{
+    struct req *q = find(r, id);
+    if (!q)
+        return;
+    if (q->worker)
+        sl_req_unassign(r, q, true);
+    sl_req_free(r, q);
+    sl_router_dispatch(r, now_ns);
+}
+
+/* --- what workers say about requests ---------------------------------------------------------- */
+
+/* The request if this worker owns it under this epoch. */
+static struct req *owned(struct sl_router *r, uint64_t worker_key, uint64_t id, uint32_t epoch)
+{
+    struct req *q = find(r, id);
+    if (q && q->state == REQ_SENT && q->epoch == epoch && q->worker->desc.key == worker_key)
+        return q;
+    r->n_fenced++;
+    return NULL;
+}
+
+bool sl_router_output(struct sl_router *r, uint64_t worker_key, uint64_t id, uint32_t epoch,
+                      uint32_t n_tokens, bool ended, uint64_t now_ns)
+{
+    struct req *q = owned(r, worker_key, id, epoch);
+    if (!q)
+        return false;
+    struct worker *w = q->worker;
+    w->seen_ns = w->progress_ns = now_ns;
+    if (n_tokens && !q->n_delivered)
+        q->class_hash = w->desc.class_hash;
+    q->n_delivered += n_tokens;
+    if (!ended)
+        return true;
+    sl_req_unassign(r, q, false);
+    sl_req_free(r, q);
+    sl_router_dispatch(r, now_ns);
+    return true;
+}
+
+static bool is_retryable(enum sl_status why)
+{
+    return why == SL_QUEUE_FULL || why == SL_DRAINING || why == SL_LOADING || why == SL_NO_MEMORY ||
+           why == SL_PEER || why == SL_FAILED;
+}
+
+void sl_router_refused(struct sl_router *r, uint64_t worker_key, uint64_t id, uint32_t epoch,
+                       enum sl_status why, uint64_t now_ns)
+{
+    struct req *q = owned(r, worker_key, id, epoch);
+    if (!q)
+        return;
+    struct worker *w = q->worker;
+    w->progress_ns = now_ns;
+    if (!is_retryable(why)) {
+        sl_req_unassign(r, q, false);
+        sl_req_wait(r, q);
+        sl_req_fail(r, q, why);
+    } else {
+        w->blocked |= why != SL_FAILED;
+        w->draining |= why == SL_DRAINING;
+        q->avoid = w->uid;
+        sl_req_retry(r, q, false, why);
+    }
+    sl_router_dispatch(r, now_ns);
+    sl_router_strand(r, now_ns);
+}
+
+/* --- actions ---------------------------------------------------------------------------------- */
+
+static void take_cancel(struct sl_router *r, struct sl_action *out)
+{
+    const struct cancel *c = &r->cancels[r->cancel_head];
+    *out = (struct sl_action){
+        .kind = SL_ACT_CANCEL, .worker_key = c->worker_key, .id = c->id, .epoch = c->epoch};
+    r->cancel_head = (r->cancel_head + 1) % r->cfg.max_requests;
+    r->n_cancels--;
+}
+
+static void take_failure(struct sl_router *r, struct sl_action *out)
+{
+    struct req *q = SL_ENTRY(r->failing.next, struct req, link);
+    *out = (struct sl_action){
+        .kind = SL_ACT_FAIL, .id = q->id, .epoch = q->epoch, .user = q->user, .status = q->status};
+    sl_req_free(r, q);
+}
+
+static void take_send(struct sl_router *r, struct sl_action *out)
+{
+    struct req *q = SL_ENTRY(r->to_send.next, struct req, send);
+    sl_list_remove(&q->send);
+    q->state = REQ_SENT;
+    q->worker->n_sent++;
+    *out = (struct sl_action){.kind = SL_ACT_SEND,
+                              .worker_key = q->worker->desc.key,
+                              .id = q->id,
+                              .epoch = q->epoch,
+                              .user = q->user};
+}
+
+bool sl_router_next_action(struct sl_router *r, struct sl_action *out)
+{
+    if (r->n_cancels)
+        take_cancel(r, out);
+    else if (!sl_list_empty(&r->failing))
+        take_failure(r, out);
+    else if (!sl_list_empty(&r->to_send))
+        take_send(r, out);
+    else
+        return false;
+    return true;
+}

@@ -1,0 +1,119 @@
+/* What the files of the router and its policies share. */
+#ifndef SL_CONTROL_ROUTER_PRIV_H
+#define SL_CONTROL_ROUTER_PRIV_H
+
+#include <sluice/base/containers.h>
+#include <sluice/control/router.h>
+
+enum { ROUTE_CHAIN_MAX = 512 }; /* pages of a prompt that affinity looks at */
+
+struct worker {
+    struct sl_worker_desc desc;
+    struct sl_worker_load load;
+    struct sl_list reqs; /* owned by it, sent or about to be */
+    uint64_t uid;        /* 0: free slot; never used twice */
+    uint64_t seen_ns, progress_ns, stuck_steps, last_routed;
+    uint32_t n_reqs, n_sent;
+    uint32_t foreign; /* requests of others, by its last report */
+    bool lost, stuck, draining;
+    bool blocked; /* refused: nothing more until it reports */
+};
+
+enum req_state { REQ_WAITING, REQ_TO_SEND, REQ_SENT, REQ_FAILING };
+
+struct req {
+    struct sl_list link; /* waiting, its worker's, failing or free */
+    struct sl_list send; /* while REQ_TO_SEND */
+    struct sl_hash_node by_id;
+    struct sl_heap_node by_deadline; /* when it has one */
+    uint64_t id, deadline_ns, arrival, tenant;
+    void *user;
+    struct worker *worker;
+    uint64_t class_hash;  /* counts once n_delivered */
+    uint64_t avoid;       /* uid of a worker that failed it, asked last */
+    uint64_t stranded_ns; /* since when no worker could ever take it; 0: one could */
+    uint64_t *chain;      /* [n_chain] hashes of its full pages, each over all before */
+    uint32_t n_chain, n_tokens, n_delivered, epoch, n_retries;
+    int32_t priority;
+    enum req_state state;
+    enum sl_status status; /* REQ_FAILING */
+};
+
+/* A policy chooses among the workers for which sl_worker_takes holds. One file, one table, one
+ * constructor each. */
+struct policy {
+    const struct policy_ops *ops;
+};
+struct policy_ops {
+    bool wants_chain;
+    struct worker *(*pick)(struct policy *p, struct sl_router *r, const struct req *q);
+    void (*routed)(struct policy *p, const struct req *q, const struct worker *w);
+    void (*close)(struct policy *p);
+};
+struct policy *sl_policy_least_load(void);
+struct policy *sl_policy_prefix_affinity(void);
+struct worker *sl_least_loaded(struct sl_router *r, const struct req *q);
+
+struct cancel {
+    uint64_t worker_key, id;
+    uint32_t epoch;
+};
+
+struct sl_router {
+    struct sl_router_config cfg;
+    struct policy *policy;
+    struct worker *workers; /* [max_workers] */
+    struct req *reqs;       /* [max_requests] */
+    struct sl_hash by_id;
+    struct sl_heap deadlines;
+    struct sl_list free_reqs, waiting, to_send, failing;
+    struct cancel *cancels; /* ring [max_requests]: sends come last, so no more can gather */
+    uint32_t cancel_head, n_cancels;
+    uint32_t n_waiting, n_reqs, n_stranded;
+    uint64_t next_uid, next_arrival, n_routed, n_retried, n_failed, n_fenced;
+    bool draining;
+    struct sl_hash_node **buckets;
+};
+
+/* Requests it has, as far as known: ours and those of other routers. */
+static inline uint64_t sl_worker_requests(const struct worker *w)
+{
+    return (uint64_t)w->n_reqs + w->foreign;
+}
+
+/* Requests this router gives it at most: what it runs at once, and a few for it to go on with. */
+static inline uint32_t sl_worker_cap(const struct worker *w)
+{
+    uint32_t extra = w->desc.max_seqs / 4 + 1;
+    return w->desc.max_seqs + (extra < w->desc.queue_max ? extra : w->desc.queue_max);
+}
+
+/* Whether it could compute the request, busy or not. */
+static inline bool sl_worker_suits(const struct worker *w, const struct req *q)
+{
+    return w->uid && !w->lost && !w->draining &&
+           (!q->n_delivered || w->desc.class_hash == q->class_hash) &&
+           (uint64_t)q->n_tokens + q->n_delivered < w->desc.max_len;
+}
+
+static inline bool sl_worker_takes(const struct worker *w, const struct req *q)
+{
+    return sl_worker_suits(w, q) && !w->blocked && w->n_reqs < sl_worker_cap(w) &&
+           q->avoid != w->uid;
+}
+
+/* router_queue.c: requests between the queue, the workers and the actions. */
+void sl_req_wait(struct sl_router *r, struct req *q);
+void sl_req_unassign(struct sl_router *r, struct req *q, bool tell_worker);
+void sl_req_fail(struct sl_router *r, struct req *q, enum sl_status why);
+void sl_req_free(struct sl_router *r, struct req *q);
+/* After its worker lost or refused it: waits again, or fails with `why`. */
+void sl_req_retry(struct sl_router *r, struct req *q, bool tell_worker, enum sl_status why);
+bool sl_req_assign(struct sl_router *r, struct req *q, uint64_t now_ns);
+void sl_router_dispatch(struct sl_router *r, uint64_t now_ns);
+/* Notes whether any worker could take this waiting request (all of them); fails what is stranded
+ * too long. */
+void sl_req_strand(struct sl_router *r, struct req *q, uint64_t now_ns);
+void sl_router_strand(struct sl_router *r, uint64_t now_ns);
+
+#endif

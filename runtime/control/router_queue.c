@@ -1,0 +1,182 @@
+/* Requests of the router on their way: waiting, given to a worker, failing, and the actions that
+ * follow. The waiting are kept in order of priority and arrival. */
+#include "router_priv.h"
+
+#include <stdlib.h>
+
+static bool req_before(const struct req *a, const struct req *b)
+{
+    if (a->priority != b->priority)
+        return a->priority < b->priority;
+    return a->arrival < b->arrival;
+}
+
+void sl_req_wait(struct sl_router *r, struct req *q)
+{
+    struct sl_list *at = r->waiting.prev;
+    while (at != &r->waiting && req_before(q, SL_ENTRY(at, struct req, link)))
+        at = at->prev;
+    sl_list_insert_after(at, &q->link);
+    q->state = REQ_WAITING;
+    q->stranded_ns = 0;
+    r->n_waiting++;
+}
+
+static void unwait(struct sl_router *r, struct req *q)
+{
+    sl_list_remove(&q->link);
+    r->n_waiting--;
+    r->n_stranded -= q->stranded_ns != 0;
+    q->stranded_ns = 0;
+}
+
+static void push_cancel(struct sl_router *r, const struct req *q)
+{
+    sl_assert(r->n_cancels < r->cfg.max_requests);
+    uint32_t at = (uint32_t)(((uint64_t)r->cancel_head + r->n_cancels++) % r->cfg.max_requests);
+    r->cancels[at] = (struct cancel){q->worker->desc.key, q->id, q->epoch};
+}
+
+void sl_req_unassign(struct sl_router *r, struct req *q, bool tell_worker)
+{
+    struct worker *w = q->worker;
+    bool sent = q->state == REQ_SENT;
+    if (sent && tell_worker)
+        push_cancel(r, q);
+    sl_list_remove(&q->link);
+    sl_list_remove(&q->send);
+    w->n_reqs--;
+    w->n_sent -= sent;
+    q->worker = NULL;
+}
+
+void sl_req_fail(struct sl_router *r, struct req *q, enum sl_status why)
+{
+    if (q->state == REQ_WAITING)
+        unwait(r, q);
+    else if (q->state == REQ_TO_SEND || q->state == REQ_SENT)
+        sl_req_unassign(r, q, true);
+    q->state = REQ_FAILING;
+    q->status = why;
+    sl_list_push_back(&r->failing, &q->link);
+    if (q->deadline_ns)
+        sl_heap_remove(&r->deadlines, &q->by_deadline);
+    q->deadline_ns = 0;
+    r->n_failed++;
+}
+
+void sl_req_free(struct sl_router *r, struct req *q)
+{
+    if (q->state == REQ_WAITING)
+        unwait(r, q);
+    sl_list_remove(&q->link);
+    if (q->deadline_ns)
+        sl_heap_remove(&r->deadlines, &q->by_deadline);
+    sl_hash_remove(&r->by_id, &q->by_id);
+    free(q->chain);
+    q->chain = NULL;
+    sl_list_push_front(&r->free_reqs, &q->link);
+    r->n_reqs--;
+}
+
+void sl_req_retry(struct sl_router *r, struct req *q, bool tell_worker, enum sl_status why)
+{
+    bool counts = q->state == REQ_SENT; /* else the worker never heard of it */
+    sl_req_unassign(r, q, tell_worker);
+    q->state = REQ_WAITING;
+    if (counts && q->n_retries >= r->cfg.retries_max) {
+        sl_req_wait(r, q);
+        sl_req_fail(r, q, why);
+        return;
+    }
+    q->n_retries += counts;
+    r->n_retried += counts;
+    sl_req_wait(r, q);
+}
+
+/* --- giving out ------------------------------------------------------------------------------- */
+
+static struct worker *pick(struct sl_router *r, struct req *q)
+{
+    struct worker *w = r->policy->ops->pick(r->policy, r, q);
+    if (w || !q->avoid)
+        return w;
+    uint64_t avoid = q->avoid;
+    q->avoid = 0; /* better the same one again than none */
+    w = r->policy->ops->pick(r->policy, r, q);
+    if (!w)
+        q->avoid = avoid;
+    return w;
+}
+
+bool sl_req_assign(struct sl_router *r, struct req *q, uint64_t now_ns)
+{
+    struct worker *w = pick(r, q);
+    if (!w)
+        return false;
+    unwait(r, q);
+    if (!w->n_reqs)
+        w->progress_ns = now_ns; /* it had nothing to make progress with */
+    q->state = REQ_TO_SEND;
+    q->worker = w;
+    q->epoch++;
+    sl_list_push_back(&w->reqs, &q->link);
+    sl_list_push_back(&r->to_send, &q->send);
+    w->n_reqs++;
+    w->last_routed = ++r->n_routed;
+    r->policy->ops->routed(r->policy, q, w);
+    return true;
+}
+
+static bool any_room(const struct sl_router *r)
+{
+    for (uint32_t i = 0; i < r->cfg.max_workers; i++) {
+        const struct worker *w = &r->workers[i];
+        if (w->uid && !w->lost && !w->draining && !w->blocked && w->n_reqs < sl_worker_cap(w))
+            return true;
+    }
+    return false;
+}
+
+void sl_router_dispatch(struct sl_router *r, uint64_t now_ns)
+{
+    struct sl_list *l = r->waiting.next, *next;
+    bool assigned = true; /* rooms changed: look again */
+    for (; l != &r->waiting; l = next) {
+        if (assigned && !any_room(r))
+            return;
+        next = l->next;
+        assigned = sl_req_assign(r, SL_ENTRY(l, struct req, link), now_ns);
+    }
+}
+
+static bool suits_any(const struct sl_router *r, const struct req *q)
+{
+    for (uint32_t i = 0; i < r->cfg.max_workers; i++)
+        if (sl_worker_suits(&r->workers[i], q))
+            return true;
+    return false;
+}
+
+void sl_req_strand(struct sl_router *r, struct req *q, uint64_t now_ns)
+{
+    bool was = q->stranded_ns != 0, is = !suits_any(r, q);
+    if (is && was && now_ns - q->stranded_ns >= SL_ROUTER_STRANDED_NS) {
+        sl_req_fail(r, q, SL_PEER);
+        return;
+    }
+    if (is == was)
+        return;
+    q->stranded_ns = is ? now_ns + !now_ns : 0;
+    r->n_stranded += is;
+    r->n_stranded -= was;
+}
+
+void sl_router_strand(struct sl_router *r, uint64_t now_ns)
+{
+    struct sl_list *next;
+    for (struct sl_list *l = r->waiting.next; l != &r->waiting; l = next) {
+        next = l->next;
+        sl_req_strand(r, SL_ENTRY(l, struct req, link), now_ns);
+    }
+}
