@@ -20,6 +20,7 @@ int sl_cli_doctor(int argc, char **argv, char *const *env);
 int sl_cli_health(int argc, char **argv, char *const *env);
 int sl_cli_ctl(int argc, char **argv, char *const *env);
 int sl_cli_pull(int argc, char **argv, char *const *env);
+int sl_cli_requantize(int argc, char **argv, char *const *env); /* `bench requantize IN OUT` */
 
 /* Prints "sluice: MESSAGE" to stderr; returns the status's exit code. */
 int sl_cli_fail(const struct sl_err *err);
