@@ -1,0 +1,169 @@
+/* `sluice worker MODEL`: one engine offered to the routers of a cluster, or a child of `serve`. */
+#include "cli.h"
+#include "engine_options.h"
+
+#include <sluice/base/log.h>
+#include <sluice/serve/worker.h>
+
+#include <stdio.h>
+#include <string.h>
+#include <unistd.h>
+
+#define CONNECT_MAX 32
+#define ENV_MAX     4096
+
+struct worker_options {
+    struct engine_options engine;
+    const char *connect, *curve_dir, *role, *site, *served_model_name, *log_format, *config;
+    int64_t supervised;
+};
+
+#define AT(field) .offset = offsetof(struct worker_options, field)
+#define ROW(...)  ENGINE_OPTION_ROW(struct worker_options, engine, __VA_ARGS__)
+
+static const struct sl_option table[] = {
+    {.name = "connect",
+     .kind = SL_OPT_STRING,
+     AT(connect),
+     .meta = "ENDPOINT[,...]",
+     .help = "bus endpoints of the routers, tcp://HOST:PORT or ipc://PATH"},
+    {.name = "curve-dir",
+     .kind = SL_OPT_STRING,
+     AT(curve_dir),
+     .meta = "DIR",
+     .help = "CURVE keys of the cluster, needed beyond this machine"},
+    {.name = "role",
+     .kind = SL_OPT_CHOICE,
+     AT(role),
+     .def = "both",
+     .choices = "both|prefill|decode",
+     .meta = "ROLE",
+     .help = "part of the work this worker takes"},
+    {.name = "site", .kind = SL_OPT_STRING, AT(site), .meta = "NAME", .help = "where it stands"},
+    {.name = "served-model-name",
+     .kind = SL_OPT_STRING,
+     AT(served_model_name),
+     .meta = "NAME",
+     .help = "the model's name for clients (default: the file's name)"},
+    {.name = "supervised",
+     .kind = SL_OPT_INT,
+     AT(supervised),
+     .min = 1,
+     .max = 4194304,
+     .meta = "PID",
+     .help = "started by `serve` with this process id: live and die with it"},
+    {.name = "log-format",
+     .kind = SL_OPT_CHOICE,
+     AT(log_format),
+     .choices = "text|json",
+     .meta = "FORMAT",
+     .help = "of log lines (default: text on a terminal)"},
+    {.name = "config",
+     .kind = SL_OPT_STRING,
+     AT(config),
+     .meta = "FILE",
+     .help = "YAML file of options"},
+    ENGINE_OPTION_TABLE(ROW)};
+
+static void draw_progress(void *ctx, uint64_t done, uint64_t total)
+{
+    (void)ctx;
+    if (total)
+        fprintf(stderr, "\rloading %3u %%%s", (unsigned)(100 * done / total),
+                done == total ? "\r             \r" : "");
+}
+
+/* Cuts "a,b,c" in place. */
+static enum sl_status split_connect(char *text, const char **out, uint32_t *n, struct sl_err *err)
+{
+    char *rest = NULL;
+    *n = 0;
+    for (char *e = text ? strtok_r(text, ",", &rest) : NULL; e; e = strtok_r(NULL, ",", &rest)) {
+        if (*n == CONNECT_MAX)
+            return sl_fail_param(err, SL_USAGE, "connect", "--connect: at most %d endpoints",
+                                 CONNECT_MAX);
+        out[(*n)++] = e;
+    }
+    if (*n == 0)
+        return sl_fail_param(err, SL_USAGE, "connect",
+                             "--connect is missing: the endpoint of a router");
+    return SL_OK;
+}
+
+static enum sl_log_format log_format(const char *text)
+{
+    if (!text)
+        return SL_LOG_AUTO;
+    return strcmp(text, "json") == 0 ? SL_LOG_JSON : SL_LOG_TEXT;
+}
+
+static enum sl_status run(const struct worker_options *o, const char *operand, char *const *env,
+                          struct sl_arena *arena, struct sl_err *err)
+{
+    const char *endpoints[CONNECT_MAX];
+    struct sl_worker_config cfg = {.connect = endpoints,
+                                   .served_model_name = o->served_model_name,
+                                   .curve_dir = o->curve_dir,
+                                   .role = o->role,
+                                   .site = o->site,
+                                   .supervisor_pid = (int32_t)o->supervised};
+    char *connect = o->connect ? sl_arena_strndup(arena, o->connect, strlen(o->connect)) : NULL;
+    struct sl_buf path = {0};
+    char sha256[65];
+    if (strcmp(o->role, "both") != 0)
+        return sl_fail_param(err, SL_UNSUPPORTED, "role", "--role %s is not implemented", o->role);
+    enum sl_status s = split_connect(connect, endpoints, &cfg.n_connect, err);
+    if (s == SL_OK)
+        s = engine_options_config(&o->engine, 1, &cfg.engine, err);
+    if (s == SL_OK)
+        s = sl_store_find(operand, env, &path, err);
+    if (s == SL_OK)
+        s = sl_store_sha256(path.data, env, sha256, err);
+    if (s == SL_OK) {
+        cfg.model_path = path.data;
+        cfg.engine.weights_sha256 = sha256;
+        if (!o->supervised && isatty(STDERR_FILENO))
+            cfg.engine.progress = draw_progress;
+        s = sl_worker_run(&cfg, err);
+    }
+    sl_buf_free(&path);
+    return s;
+}
+
+/* A child of `serve` gets its options as flags; the file that SLUICE_CONFIG names is its parent's
+ * and holds keys that are none of a worker's. */
+static char *const *own_env(int argc, char **argv, char *const *env, char **room)
+{
+    size_t n = 0;
+    bool supervised = false;
+    for (int i = 1; i < argc; i++)
+        supervised |= strcmp(argv[i], "--supervised") == 0;
+    for (; supervised && *env && n < ENV_MAX - 1; env++)
+        if (strncmp(*env, "SLUICE_CONFIG=", strlen("SLUICE_CONFIG=")) != 0)
+            room[n++] = *env;
+    room[n] = NULL;
+    return supervised ? room : env;
+}
+
+int sl_cli_worker(int argc, char **argv, char *const *env)
+{
+    static char *room[ENV_MAX];
+    struct sl_arena arena;
+    sl_arena_init(&arena, (size_t)1 << 20);
+    struct worker_options o = {0};
+    const char *operands[1] = {NULL};
+    size_t n_operands = 0;
+    bool done = false;
+    char *const *own = own_env(argc, argv, env, room);
+    int code =
+        sl_cli_options("worker", "[MODEL] --connect ENDPOINT ", table, sizeof table / sizeof *table,
+                       argc, argv, own, &arena, &o, operands, 1, &n_operands, &done);
+    if (!done) {
+        struct sl_err err = {0};
+        sl_log_open(log_format(o.log_format), SL_LOG_INFO, "worker");
+        if (run(&o, n_operands ? operands[0] : NULL, own, &arena, &err) != SL_OK)
+            code = sl_cli_fail(&err);
+    }
+    sl_arena_free(&arena);
+    return code;
+}
