@@ -64,6 +64,11 @@ void http_conn_wait(struct http_conn *c, enum http_wait kind)
     c->since_ms = uv_now(c->tcp.loop);
 }
 
+void http_conn_wait_busy(struct http_conn *c)
+{
+    http_conn_wait(c, c->reading ? HTTP_N_WAITS : HTTP_WAIT_PEER);
+}
+
 static void conn_free(uv_handle_t *tcp)
 {
     struct http_conn *c = tcp->data;
@@ -197,8 +202,11 @@ static void keep(struct http_conn *c, const char *data, size_t len)
     sl_buf_append(&c->pend, data, len);
     if (c->pend.failed)
         http_conn_lost(c, true);
-    else if (c->pend.len - c->pend_used > PEND_MAX)
-        pause_reading(c);
+    if (c->closing || c->pend.len - c->pend_used <= PEND_MAX)
+        return;
+    pause_reading(c);
+    if (c->waits_for == HTTP_N_WAITS)
+        http_conn_wait_busy(c);
 }
 
 static void drop(struct http_conn *c, size_t len)
@@ -302,6 +310,20 @@ static void check_body_rate(struct http_conn *c)
     http_conn_wait(c, HTTP_WAIT_BODY);
 }
 
+/* While reading is paused libuv does not see a FIN or RST; the kernel's state tells. */
+static void check_peer(struct http_conn *c)
+{
+    struct tcp_info info;
+    socklen_t len = sizeof(info);
+    uv_os_fd_t fd;
+    if (uv_fileno((uv_handle_t *)&c->tcp, &fd) ||
+        getsockopt(fd, IPPROTO_TCP, TCP_INFO, &info, &len) || info.tcpi_state != TCP_ESTABLISHED) {
+        http_conn_lost(c, false);
+        return;
+    }
+    http_conn_wait_busy(c);
+}
+
 void http_conn_expired(struct http_conn *c)
 {
     switch (c->waits_for) {
@@ -314,6 +336,9 @@ void http_conn_expired(struct http_conn *c)
     case HTTP_WAIT_WRITE:
         sl_metric_add(&http_m_slow, 1);
         http_conn_lost(c, true); /* a reset frees what the kernel still holds */
+        return;
+    case HTTP_WAIT_PEER:
+        check_peer(c);
         return;
     default: /* idle, linger */
         http_conn_lost(c, false);

@@ -26,6 +26,7 @@ enum http_wait {
     HTTP_WAIT_IDLE,
     HTTP_WAIT_WRITE,
     HTTP_WAIT_LINGER,
+    HTTP_WAIT_PEER, /* reading is paused: is the peer still there? */
     HTTP_N_WAITS
 };
 
@@ -97,7 +98,8 @@ void http_server_mark_dirty(struct http_conn *c);
 /* conn.c */
 bool http_conn_open(struct sl_http_server *s, int fd);         /* takes fd over on success */
 void http_conn_wait(struct http_conn *c, enum http_wait kind); /* HTTP_N_WAITS: for nothing */
-void http_conn_expired(struct http_conn *c);                   /* its deadline passed */
+void http_conn_wait_busy(struct http_conn *c); /* the handler works, nothing is being written */
+void http_conn_expired(struct http_conn *c);   /* its deadline passed */
 void http_conn_drain(struct http_conn *c);
 void http_conn_lost(struct http_conn *c, bool reset);
 void http_conn_refuse(struct http_conn *c, int http_status, const struct sl_err *err);

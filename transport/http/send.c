@@ -64,7 +64,7 @@ static void on_written(uv_write_t *w, int status)
     }
     buf_done(&c->wire);
     if (c->state == HTTP_CONN_BUSY)
-        http_conn_wait(c, HTTP_N_WAITS);
+        http_conn_wait_busy(c);
     http_send_flush(c);
 }
 

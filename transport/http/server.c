@@ -25,7 +25,7 @@ struct http_tuning http_tuning_default(void)
         .idle_ms = SL_LIMIT_http_idle_ms,
         .write_stall_ms = SL_LIMIT_http_write_stall_ms,
         .linger_ms = 1000,
-        .tick_ms = 250,
+        .tick_ms = 100,
         .connections = SL_LIMIT_http_connections,
     };
 }
@@ -61,7 +61,7 @@ static uint64_t wait_ms(const struct sl_http_server *s, enum http_wait kind)
     const uint64_t ms[HTTP_N_WAITS] = {
         [HTTP_WAIT_HEAD] = t->header_ms,   [HTTP_WAIT_BODY] = t->body_grace_ms,
         [HTTP_WAIT_IDLE] = t->idle_ms,     [HTTP_WAIT_WRITE] = t->write_stall_ms,
-        [HTTP_WAIT_LINGER] = t->linger_ms,
+        [HTTP_WAIT_LINGER] = t->linger_ms, [HTTP_WAIT_PEER] = t->tick_ms,
     };
     return ms[kind];
 }
