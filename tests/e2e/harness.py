@@ -1,0 +1,169 @@
+"""Starts real servers for the end-to-end tests and talks to them. Standard library only."""
+import http.client
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import tempfile
+import threading
+import time
+
+BIN = os.environ["SL_BIN"]
+TINY = os.environ["SL_TINY_MODEL"]
+SLOW = float(os.environ.get("SL_SLOW", "1"))  # sanitised builds are slower
+
+
+def default_model():
+    """Path of the default model; fetched if it is not there yet."""
+    return subprocess.run([BIN, "pull"], check=True, capture_output=True, text=True).stdout.strip()
+
+
+class Server:
+    """`sluice serve` on a free port, from READY to exit."""
+
+    def __init__(self, *args, model=TINY, env=None, verb="serve"):
+        self.log = tempfile.NamedTemporaryFile("w+", prefix="sluice-e2e-", suffix=".log", delete=False)
+        command = [BIN, verb] + ([model] if model else []) + ["--port", "0", *map(str, args)]
+        full = dict(os.environ, **(env or {}))
+        self.proc = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=self.log, stderr=self.log,
+                                     start_new_session=True, env=full)
+        self.port = self._wait_ready(60 * SLOW)
+
+    def text(self):
+        with open(self.log.name, errors="replace") as f:
+            return f.read()
+
+    def _wait_ready(self, limit):
+        end = time.monotonic() + limit
+        while time.monotonic() < end:
+            m = re.search(r"sluice: ready in [\d.]+ s, https?://\S*:(\d+)", self.text())
+            if m:
+                return int(m[1])
+            if self.proc.poll() is not None:
+                raise RuntimeError(f"server exited with {self.proc.returncode}:\n{self.text()}")
+            time.sleep(0.02)
+        self.kill()
+        raise RuntimeError("server is not ready:\n" + self.text())
+
+    @property
+    def url(self):
+        return f"http://127.0.0.1:{self.port}"
+
+    def ps(self):
+        return self.get("/v1/internal/ps")[1]
+
+    def workers(self):
+        return [p for p in self.ps() if p["role"] == "worker"]
+
+    def free_pages(self):
+        return sum(w["kv_pages_free"] for w in self.workers())
+
+    def get(self, path, headers=None):
+        return self.call("GET", path, None, headers)
+
+    def post(self, path, body, headers=None):
+        return self.call("POST", path, body, headers)
+
+    def call(self, method, path, body, headers=None):
+        """(status, parsed JSON or text)"""
+        c = http.client.HTTPConnection("127.0.0.1", self.port, timeout=120 * SLOW)
+        data = body if isinstance(body, (bytes, type(None))) else json.dumps(body).encode()
+        h = {"Content-Type": "application/json"} if data is not None else {}
+        c.request(method, path, data, {**h, **(headers or {})})
+        r = c.getresponse()
+        raw = r.read()
+        c.close()
+        self.headers = dict(r.getheaders())
+        kind = r.getheader("Content-Type") or ""
+        return r.status, json.loads(raw) if "json" in kind and raw else raw.decode()
+
+    def events(self, path, body):
+        """Parsed SSE data events of a streamed answer; the last is the string '[DONE]'."""
+        c = http.client.HTTPConnection("127.0.0.1", self.port, timeout=120 * SLOW)
+        c.request("POST", path, json.dumps(dict(body, stream=True)), {"Content-Type": "application/json"})
+        r = c.getresponse()
+        assert r.status == 200, (r.status, r.read())
+        for line in r:
+            line = line.decode().rstrip("\n")
+            if line.startswith("data: "):
+                yield line[6:] if line == "data: [DONE]" else json.loads(line[6:])
+        c.close()
+
+    def raw(self, data, limit=10):
+        """Sends bytes, returns all that comes until the server closes (or the limit passes)."""
+        s = socket.create_connection(("127.0.0.1", self.port), timeout=limit * SLOW)
+        s.sendall(data)
+        out = b""
+        try:
+            while True:
+                got = s.recv(65536)
+                if not got:
+                    break
+                out += got
+        except (ConnectionResetError, socket.timeout):
+            pass
+        s.close()
+        return out
+
+    def stop(self, expect=0):
+        if self.proc.poll() is None:
+            self.proc.send_signal(signal.SIGTERM)
+        rc = self.proc.wait(60 * SLOW)
+        text = self.text()
+        os.unlink(self.log.name)
+        assert "ERROR: AddressSanitizer" not in text and "runtime error:" not in text and \
+            "WARNING: ThreadSanitizer" not in text and "LeakSanitizer" not in text, text
+        assert rc == expect, (rc, text)
+
+    def kill(self):
+        if self.proc.poll() is None:
+            os.killpg(self.proc.pid, signal.SIGKILL)
+            self.proc.wait()
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, kind, *_):
+        if kind:
+            print(self.text())
+            self.kill()
+        else:
+            self.stop()
+
+
+def wait_until(what, holds, limit=20):
+    """Polls a condition of the server; fails with its name."""
+    end = time.monotonic() + limit * SLOW
+    while not holds():
+        assert time.monotonic() < end, what
+        time.sleep(0.02)
+
+
+def in_parallel(jobs):
+    """Runs callables on threads, returns their results in order; the first error is raised."""
+    results, errors = [None] * len(jobs), []
+
+    def one(i):
+        try:
+            results[i] = jobs[i]()
+        except BaseException as e:  # noqa: BLE001: handed to the caller below
+            errors.append(e)
+
+    threads = [threading.Thread(target=one, args=(i,)) for i in range(len(jobs))]
+    for t in threads:
+        t.start()
+    for t in threads:
+        t.join()
+    if errors:
+        raise errors[0]
+    return results
+
+
+def run(*args, env=None, input=None, limit=60):
+    """A verb that ends by itself: (exit code, stdout, stderr)."""
+    full = dict(os.environ, **(env or {}))
+    p = subprocess.run([BIN, *map(str, args)], capture_output=True, text=True, input=input, env=full,
+                       timeout=limit * SLOW)
+    return p.returncode, p.stdout, p.stderr

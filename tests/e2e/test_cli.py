@@ -1,0 +1,103 @@
+"""The command line: wrong flags, missing and broken models, busy ports end with the documented exit
+code and one clear line."""
+import json
+import os
+import socket
+import struct
+import tempfile
+import unittest
+
+from harness import TINY, Server, run
+
+
+class Cli(unittest.TestCase):
+    def fails(self, code, *args, says=None, env=None):
+        rc, out, err = run(*args, env=env)
+        self.assertEqual(rc, code, (args, out, err))
+        self.assertIn("sluice: ", err)
+        if says:
+            self.assertIn(says, err)
+
+    def test_usage(self):
+        self.fails(2, "sevre", says="serve")
+        self.fails(2, "serve", "--prot", "1", says="--port")
+        self.fails(2, "serve", "--port", "70000", says="70000")
+        self.fails(2, "serve", "--port", "x")
+        self.fails(2, "serve", "--max-num-seqs", "0")
+        self.fails(2, "serve", "--isa", "mmx")
+        self.fails(2, "serve", "a", "b")
+        self.fails(2, "serve", "--kv-cache-dtype", "f8")
+        self.fails(2, "serve", TINY, "--port", "0", env={"SLUICE_MAX_NUM_SEQS": "many"})
+        self.assertEqual(run("help")[0], 0)
+        self.assertEqual(run("serve", "--help")[0], 0)
+
+    def test_config_file(self):
+        with tempfile.NamedTemporaryFile("w", suffix=".yaml") as f:
+            f.write("prot: 1\n")
+            f.flush()
+            self.fails(3, "serve", TINY, "--config", f.name, says="port")
+        self.fails(3, "serve", TINY, "--config", "/nonexistent.yaml")
+
+    def test_not_implemented(self):
+        for args in (("--tensor-parallel-size", 2), ("--pipeline-parallel-size", 2), ("--backend", "cuda"),
+                     ("--speculation", "ngram")):
+            rc, _, err = run("serve", TINY, "--port", "0", *args)
+            self.assertEqual(rc, 1, err)
+            self.assertIn("not implemented", err)
+        for verb in ("plan", "keygen"):
+            rc, _, err = run(verb)
+            self.assertEqual((rc, "not implemented" in err), (1, True))
+
+    def test_models(self):
+        self.fails(4, "serve", "/nonexistent.gguf", "--port", "0", says="nonexistent")
+        data = open(TINY, "rb").read()
+        with tempfile.TemporaryDirectory() as d:
+            for name, bad in (("empty", b""), ("magic", b"GGML" + data[4:]), ("head", data[:20]),
+                              ("keys", data[:200]), ("tensors", data[:len(data) // 2]),
+                              ("short", data[:-1]), ("version", data[:4] + struct.pack("<I", 9) + data[8:]),
+                              ("counts", data[:8] + b"\xff" * 16 + data[24:])):
+                path = os.path.join(d, name)
+                open(path, "wb").write(bad)
+                self.fails(4, "serve", path, "--port", "0")
+                self.fails(4, "inspect", path)
+                self.fails(4, "complete", path, "--prompt", "x")
+
+    def test_busy_port(self):
+        s = socket.socket()
+        s.bind(("127.0.0.1", 0))
+        s.listen()
+        self.fails(6, "serve", TINY, "--port", s.getsockname()[1])
+        s.close()
+
+    def test_non_loopback_bus_needs_keys(self):
+        self.fails(3, "router", "--bind", "tcp://0.0.0.0:19555", "--port", "0", says="key")
+
+    def test_complete_is_what_serve_says(self):
+        args = ("--prompt", "hello world", "--max-tokens", 12, "--temperature", 0)
+        rc, out, err = run("complete", TINY, *args, "--json")
+        self.assertEqual(rc, 0, err)
+        got = json.loads(out)
+        with Server() as s:
+            want = s.post("/v1/completions", {"prompt": "hello world", "max_tokens": 12, "temperature": 0})[1]
+            self.assertEqual(got["choices"][0]["text"], want["choices"][0]["text"])
+            self.assertEqual(got["usage"]["completion_tokens"], want["usage"]["completion_tokens"])
+            self.assertEqual(run("health", "--url", s.url)[0], 0)
+            rc, out, _ = run("ctl", "ps", "--json", "--url", s.url)
+            keys = {"pid", "role", "site", "rank", "tp", "pp", "isa", "class", "threads",
+                    "max_batched_tokens", "weight_bytes", "comm_bytes", "kv_pages_total", "kv_pages_free",
+                    "running", "waiting", "steps", "kernels"}
+            for p in json.loads(out):
+                self.assertEqual(set(p), keys)
+        self.assertNotEqual(run("health", "--url", s.url)[0], 0)
+
+    def test_tokenize_and_inspect(self):
+        rc, out, _ = run("tokenize", "--model", TINY, "--text", "hello", "--json")
+        self.assertEqual(rc, 0)
+        self.assertEqual(json.loads(out)["count"], len(json.loads(out)["tokens"]))
+        self.assertEqual(run("inspect", TINY)[0], 0)
+        self.assertIn("tensors", json.loads(run("inspect", TINY, "--json")[1]))
+        self.assertEqual(run("doctor")[0], 0)
+
+
+if __name__ == "__main__":
+    unittest.main(verbosity=2)
