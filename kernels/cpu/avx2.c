@@ -2,8 +2,8 @@
  *
  * 4-bit quants are unsigned, so vpmaddubsw multiplies them with the activations as they are; a pair
  * is at most 2 * 15 * 127 = 3810, the 8 pairs a lane meets in a block stay below 32768 and are
- * added in int16, one vpmaddwd widens them per block. 8-bit quants go in as |w| with the sign moved
- * to the activation; there a pair reaches 2 * 128 * 127 = 32512 and is widened at once. */
+ * added in int16, one vpmaddwd widens them per block. 8-bit quants are stored as w + 128 and go in
+ * as two 4-bit halves, which is cheaper than widening every pair; corr takes the 128 out again. */
 #define TILE_ROWS 4
 #define Q_ROWS    8
 
@@ -37,6 +37,7 @@ INLINE void block_4(const uint8_t *w, const int8_t *q, const uint32_t mt, __m256
             __m256i pb = _mm256_maddubs_epi16(b, four_bytes(x + 16));
             pa = _mm256_add_epi16(pa, pb);
             acc[m] = j == 0 ? pa : _mm256_add_epi16(acc[m], pa);
+            KEEP(acc[m]);
         }
     }
     UNROLL for (uint32_t m = 0; m < mt; m++) isum[m] = _mm256_madd_epi16(acc[m], ones);
@@ -44,17 +45,27 @@ INLINE void block_4(const uint8_t *w, const int8_t *q, const uint32_t mt, __m256
 
 INLINE void block_8(const uint8_t *w, const int8_t *q, const uint32_t mt, __m256i *isum)
 {
-    const __m256i ones = _mm256_set1_epi16(1);
+    const __m256i low = _mm256_set1_epi8(15), ones = _mm256_set1_epi16(1);
+    __m256i acc_lo[TILE_ROWS], acc_hi[TILE_ROWS];
     UNROLL for (uint32_t j = 0; j < 8; j++)
     {
         __m256i v = _mm256_loadu_si256((const __m256i *)(w + (size_t)32 * j));
-        __m256i a = _mm256_abs_epi8(v);
+        __m256i lo = _mm256_and_si256(v, low);
+        __m256i hi = _mm256_and_si256(_mm256_srli_epi16(v, 4), low);
         UNROLL for (uint32_t m = 0; m < mt; m++)
         {
-            __m256i x = _mm256_sign_epi8(four_bytes(q + (size_t)32 * m + 4 * j), v);
-            __m256i s = _mm256_madd_epi16(_mm256_maddubs_epi16(a, x), ones);
-            isum[m] = j == 0 ? s : _mm256_add_epi32(isum[m], s);
+            __m256i x = four_bytes(q + (size_t)32 * m + 4 * j);
+            __m256i a = _mm256_maddubs_epi16(lo, x), b = _mm256_maddubs_epi16(hi, x);
+            acc_lo[m] = j == 0 ? a : _mm256_add_epi16(acc_lo[m], a);
+            acc_hi[m] = j == 0 ? b : _mm256_add_epi16(acc_hi[m], b);
+            KEEP(acc_lo[m]);
+            KEEP(acc_hi[m]);
         }
+    }
+    UNROLL for (uint32_t m = 0; m < mt; m++)
+    {
+        __m256i high = _mm256_slli_epi32(_mm256_madd_epi16(acc_hi[m], ones), 4);
+        isum[m] = _mm256_add_epi32(_mm256_madd_epi16(acc_lo[m], ones), high);
     }
 }
 
@@ -80,7 +91,7 @@ INLINE void q_slice(const struct sl_tile *t, const uint8_t *w, uint32_t b0, uint
         __m256 dw = load_scales(sc);
         UNROLL for (uint32_t m = 0; m < mt; m++)
         {
-            if (type == SL_Q4_0)
+            if (type != SL_Q4_1)
                 isum[m] = _mm256_add_epi32(isum[m], _mm256_set1_epi32(t->corr[at + m]));
             __m256 d = _mm256_mul_ps(dw, _mm256_set1_ps(t->d[at + m]));
             acc[m] = _mm256_fmadd_ps(d, _mm256_cvtepi32_ps(isum[m]), acc[m]);
@@ -98,5 +109,5 @@ INLINE void q_slice(const struct sl_tile *t, const uint8_t *w, uint32_t b0, uint
 
 #define TABLE_NAME sl_isa_avx2
 #define TABLE_ISA  SL_ISA_AVX2
-#define TABLE_FLIP 0
+#define TABLE_FLIP 0x80
 #include "cpu/table.h"

@@ -6,6 +6,10 @@
 #include <stdlib.h>
 #include <string.h>
 
+#if defined(__x86_64__)
+#include <cpuid.h>
+#endif
+
 #include "cpu/cpu.h"
 #include "num.h"
 
@@ -16,13 +20,20 @@ bool sl_cpu_has_isa(enum sl_isa isa)
     return sl_isa_find(isa) != NULL;
 }
 
+#if defined(__x86_64__)
+static bool has_f16c(void)
+{
+    unsigned a, b, c, d;
+    return __get_cpuid(1, &a, &b, &c, &d) && (c & bit_F16C);
+}
+#endif
+
 const struct sl_isa_ops *sl_isa_find(enum sl_isa isa)
 {
     if (isa == SL_ISA_SCALAR)
         return &sl_isa_scalar;
 #if defined(__x86_64__)
-    bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
-                __builtin_cpu_supports("f16c");
+    bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && has_f16c();
     if (isa == SL_ISA_AVX2 && avx2)
         return &sl_isa_avx2;
     if (isa == SL_ISA_AVX512 && avx2 && __builtin_cpu_supports("avx512f") &&

@@ -9,4 +9,8 @@
 #endif
 #define INLINE static inline __attribute__((always_inline))
 
+/* Pins a vector at this point. Compilers regroup integer sums into trees, which costs more
+ * registers than there are. */
+#define KEEP(v) __asm__("" : "+x"(v))
+
 #endif
