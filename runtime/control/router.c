@@ -242,6 +242,8 @@ void sl_router_refused(struct sl_router *r, uint64_t worker_key, uint64_t id, ui
         w->draining |= why == SL_DRAINING;
         q->avoid = w->uid;
         sl_req_retry(r, q, false, why);
+        if (w->blocked)
+            sl_worker_retract(r, w);
     }
     sl_router_dispatch(r, now_ns);
     sl_router_strand(r, now_ns);

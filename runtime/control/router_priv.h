@@ -70,6 +70,7 @@ struct sl_router {
     struct cancel *cancels; /* ring [max_requests]: sends come last, so no more can gather */
     uint32_t cancel_head, n_cancels;
     uint32_t n_waiting, n_reqs, n_stranded;
+    uint64_t now_ns; /* of the last call that told the time */
     uint64_t next_uid, next_arrival, n_routed, n_retried, n_failed, n_fenced;
     bool draining;
     struct sl_hash_node **buckets;
@@ -109,6 +110,8 @@ void sl_req_fail(struct sl_router *r, struct req *q, enum sl_status why);
 void sl_req_free(struct sl_router *r, struct req *q);
 /* After its worker lost or refused it: waits again, or fails with `why`. */
 void sl_req_retry(struct sl_router *r, struct req *q, bool tell_worker, enum sl_status why);
+/* Takes back what the worker was chosen for but not sent yet. */
+void sl_worker_retract(struct sl_router *r, struct worker *w);
 bool sl_req_assign(struct sl_router *r, struct req *q, uint64_t now_ns);
 void sl_router_dispatch(struct sl_router *r, uint64_t now_ns);
 /* Notes whether any worker could take this waiting request (all of them); fails what is stranded

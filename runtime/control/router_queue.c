@@ -94,6 +94,17 @@ void sl_req_retry(struct sl_router *r, struct req *q, bool tell_worker, enum sl_
     sl_req_wait(r, q);
 }
 
+void sl_worker_retract(struct sl_router *r, struct worker *w)
+{
+    struct sl_list *next;
+    for (struct sl_list *l = w->reqs.next; l != &w->reqs; l = next) {
+        next = l->next;
+        struct req *q = SL_ENTRY(l, struct req, link);
+        if (q->state == REQ_TO_SEND)
+            sl_req_retry(r, q, false, SL_PEER);
+    }
+}
+
 /* --- giving out ------------------------------------------------------------------------------- */
 
 static struct worker *pick(struct sl_router *r, struct req *q)
@@ -140,6 +151,7 @@ static bool any_room(const struct sl_router *r)
 
 void sl_router_dispatch(struct sl_router *r, uint64_t now_ns)
 {
+    r->now_ns = now_ns;
     struct sl_list *l = r->waiting.next, *next;
     bool assigned = true; /* rooms changed: look again */
     for (; l != &r->waiting; l = next) {

@@ -106,8 +106,11 @@ void sl_router_worker_down(struct sl_router *r, uint64_t key, uint64_t now_ns)
 void sl_router_worker_drain(struct sl_router *r, uint64_t key)
 {
     struct worker *w = find_worker(r, key);
-    if (w)
-        w->draining = true;
+    if (!w)
+        return;
+    w->draining = true;
+    sl_worker_retract(r, w);
+    after_loss(r, r->now_ns);
 }
 
 /* --- time ------------------------------------------------------------------------------------- */

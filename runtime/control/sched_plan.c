@@ -265,6 +265,7 @@ static void write_plan(struct sl_sched *s)
             if (q->want)
                 write_seq(s, q);
         }
+    sl_assert(s->plan.n_tok == s->rows_planned);
 }
 
 const struct sl_plan *sl_sched_plan(struct sl_sched *s, uint32_t budget, uint64_t now_ns)
