@@ -19,6 +19,7 @@ int sl_cli_tokenize(int argc, char **argv, char *const *env);
 int sl_cli_doctor(int argc, char **argv, char *const *env);
 int sl_cli_health(int argc, char **argv, char *const *env);
 int sl_cli_ctl(int argc, char **argv, char *const *env);
+int sl_cli_requantize(int argc, char **argv, char *const *env);
 int sl_cli_pull(int argc, char **argv, char *const *env);
 int sl_cli_requantize(int argc, char **argv, char *const *env); /* `bench requantize IN OUT` */
 

@@ -72,9 +72,8 @@ static uint32_t lower_bound(const struct specials *s, const struct vocab *v, uin
     return low;
 }
 
-/* The longest special token that `text` begins with. */
-static uint32_t match_here(const struct specials *s, const struct vocab *v, const char *text,
-                           size_t len)
+uint32_t specials_match(const struct specials *s, const struct vocab *v, const char *text,
+                        size_t len)
 {
     uint8_t b = (uint8_t)text[0];
     uint32_t low = s->first[b], high = s->first[b + 1], found = SL_NO_TOKEN;
@@ -102,7 +101,7 @@ uint32_t specials_find(const struct specials *s, const struct vocab *v, const ch
         uint8_t b = (uint8_t)text[i];
         if (s->first[b] == s->first[b + 1])
             continue;
-        uint32_t id = match_here(s, v, text + i, len - i);
+        uint32_t id = specials_match(s, v, text + i, len - i);
         if (id == SL_NO_TOKEN)
             continue;
         *at = i;

@@ -187,6 +187,8 @@ void sl_tokenizer_close(struct sl_tokenizer *t)
 
 struct job {
     const struct sl_tokenizer *t;
+    const size_t *breaks; /* no special token is matched across these */
+    size_t n_breaks;
     struct tokens_out out;
     struct bpe_scratch scratch;
     struct pre_run run;
@@ -233,6 +235,26 @@ static enum sl_status add_text(struct job *j, const char *text, size_t len, stru
     return s;
 }
 
+/* Whether a break lies inside [from, to); breaks before `from` are done with. */
+static bool broken(struct job *j, size_t from, size_t to)
+{
+    while (j->n_breaks && *j->breaks <= from) {
+        j->breaks++;
+        j->n_breaks--;
+    }
+    return j->n_breaks && *j->breaks < to;
+}
+
+static uint32_t next_special(struct job *j, const struct specials *s, const char *text, size_t len,
+                             size_t from, size_t *at)
+{
+    const struct vocab *v = &j->t->vocab;
+    uint32_t id = specials_find(s, v, text, len, from, at);
+    while (id != SL_NO_TOKEN && broken(j, *at, *at + vocab_bytes(v, id).len))
+        id = specials_find(s, v, text, len, *at + 1, at);
+    return id;
+}
+
 static enum sl_status add_all(struct job *j, const char *text, size_t len, unsigned flags,
                               struct sl_err *err)
 {
@@ -242,7 +264,7 @@ static enum sl_status add_all(struct job *j, const char *text, size_t len, unsig
         tokens_out_push(&j->out, t->bos);
     for (size_t from = 0; from < len && !j->out.status;) {
         size_t at;
-        uint32_t id = specials_find(specials, &t->vocab, text, len, from, &at);
+        uint32_t id = next_special(j, specials, text, len, from, &at);
         enum sl_status s = add_text(j, text + from, at - from, err);
         if (s)
             return s;
@@ -259,12 +281,20 @@ enum sl_status sl_tokenize(const struct sl_tokenizer *t, const char *text, size_
                            unsigned flags, size_t max_tokens, struct sl_tokens *out,
                            struct sl_err *err)
 {
+    return sl_tokenize_guarded(t, text, len, flags, NULL, 0, max_tokens, out, err);
+}
+
+enum sl_status sl_tokenize_guarded(const struct sl_tokenizer *t, const char *text, size_t len,
+                                   unsigned flags, const size_t *breaks, size_t n_breaks,
+                                   size_t max_tokens, struct sl_tokens *out, struct sl_err *err)
+{
     size_t n_before = out->n, bad = text_utf8_check(text, len);
     if (bad != len)
         return sl_fail(err, SL_INVALID, "text: invalid UTF-8 at byte %zu of %zu", bad, len);
     if (len >= UINT32_MAX)
         return sl_fail(err, SL_TOO_LONG, "text: %zu bytes are too many", len);
-    struct job j = {.t = t, .out = {.tokens = out, .n_max = SIZE_MAX}};
+    struct job j = {
+        .t = t, .breaks = breaks, .n_breaks = n_breaks, .out = {.tokens = out, .n_max = SIZE_MAX}};
     sl_size_add(n_before, max_tokens, &j.out.n_max);
     enum sl_status s = add_all(&j, text, len, flags, err);
     if (!s && j.out.status == SL_TOO_LONG)
@@ -279,6 +309,12 @@ enum sl_status sl_tokenize(const struct sl_tokenizer *t, const char *text, size_
 }
 
 /* ---- facts ---- */
+
+size_t sl_token_special_at(const struct sl_tokenizer *t, const char *text, size_t len)
+{
+    uint32_t id = len ? specials_match(&t->all, &t->vocab, text, len) : SL_NO_TOKEN;
+    return id == SL_NO_TOKEN ? 0 : vocab_bytes(&t->vocab, id).len;
+}
 
 struct sl_str sl_token_bytes(const struct sl_tokenizer *t, uint32_t id)
 {

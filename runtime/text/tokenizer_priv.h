@@ -80,6 +80,9 @@ struct specials {
 enum sl_status specials_open(const struct vocab *v, bool with_control, struct specials *s,
                              struct sl_err *err);
 void specials_close(struct specials *s);
+/* The longest special token that `text` (not empty) begins with. */
+uint32_t specials_match(const struct specials *s, const struct vocab *v, const char *text,
+                        size_t len);
 /* The first special token at or after `from`, the longest there is at its place. *at is len when
  * there is none. */
 uint32_t specials_find(const struct specials *s, const struct vocab *v, const char *text,

@@ -1,0 +1,217 @@
+/* sluice serve and sluice router: a router node, with supervised workers on this machine or with
+ * those of a cluster. */
+#include "cli.h"
+#include "engine_options.h"
+
+#include <limits.h>
+#include <sluice/base/log.h>
+#include <sluice/base/time.h>
+#include <sluice/serve/node.h>
+#include <stdio.h>
+#include <string.h>
+#include <unistd.h>
+
+#define BIND_MAX        31
+#define WORKER_ARGS_MAX 64
+
+struct serve_options {
+    const char *host, *tls_cert, *tls_key, *api_key_file, *served_model_name, *policy, *log_format;
+    const char *config, *bind, *curve_dir, *site;
+    int64_t port, grpc_port, queue, drain_timeout, workers;
+    struct engine_options engine;
+};
+
+#define ROW(name_, kind_, field_, def_, min_, max_, choices_, meta_, help_)                        \
+    {.name = name_,                                                                                \
+     .kind = kind_,                                                                                \
+     .offset = offsetof(struct serve_options, field_),                                             \
+     .def = def_,                                                                                  \
+     .min = min_,                                                                                  \
+     .max = max_,                                                                                  \
+     .choices = choices_,                                                                          \
+     .meta = meta_,                                                                                \
+     .help = help_},
+#define ENGINE_ROW(...) ENGINE_OPTION_ROW(struct serve_options, engine, __VA_ARGS__)
+
+/* What serve and router share. */
+#define NODE_OPTION_TABLE(X)                                                                       \
+    X("host", SL_OPT_STRING, host, "127.0.0.1", 0, 0, NULL, "ADDRESS", "address of the HTTP door") \
+    X("port", SL_OPT_INT, port, "8080", 0, 65535, NULL, "N", "its port; 0: any free one")          \
+    X("grpc-port", SL_OPT_INT, grpc_port, "0", 0, 65535, NULL, "N", "port of the gRPC door")       \
+    X("ssl-certfile", SL_OPT_STRING, tls_cert, NULL, 0, 0, NULL, "FILE", "TLS certificate chain")  \
+    X("ssl-keyfile", SL_OPT_STRING, tls_key, NULL, 0, 0, NULL, "FILE", "TLS private key")          \
+    X("api-key-file", SL_OPT_STRING, api_key_file, NULL, 0, 0, NULL, "FILE",                       \
+      "file of API keys, one a line")                                                              \
+    X("served-model-name", SL_OPT_STRING, served_model_name, NULL, 0, 0, NULL, "NAME",             \
+      "the model's name for clients (default: the file's name)")                                   \
+    X("routing-policy", SL_OPT_CHOICE, policy, "prefix-affinity", 0, 0,                            \
+      "prefix-affinity|least-load", "NAME", "how a worker is chosen")                              \
+    X("max-num-queued-reqs", SL_OPT_INT, queue, NULL, 1, SL_LIMIT_queue_requests, NULL, "N",       \
+      "requests that may wait before 429")                                                         \
+    X("shutdown-timeout", SL_OPT_INT, drain_timeout, "30", 0, 86400, NULL, "SECONDS",              \
+      "how long a drain may last")                                                                 \
+    X("log-format", SL_OPT_CHOICE, log_format, NULL, 0, 0, "text|json", "FORMAT",                  \
+      "of log lines (default: text on a terminal)")                                                \
+    X("config", SL_OPT_STRING, config, NULL, 0, 0, NULL, "FILE", "YAML file of options")
+
+#define CLUSTER_OPTION_TABLE(X)                                                                    \
+    X("bind", SL_OPT_STRING, bind, NULL, 0, 0, NULL, "ENDPOINT[,...]",                             \
+      "bus endpoints for workers, ipc://PATH or tcp://HOST:PORT")                                  \
+    X("curve-dir", SL_OPT_STRING, curve_dir, NULL, 0, 0, NULL, "DIR",                              \
+      "CURVE keys, needed beyond this machine")                                                    \
+    X("site", SL_OPT_STRING, site, NULL, 0, 0, NULL, "NAME", "where it stands")
+
+static const struct sl_option serve_table[] = {
+    NODE_OPTION_TABLE(ROW) ENGINE_OPTION_TABLE(ENGINE_ROW) ROW(
+        "workers", SL_OPT_INT, workers, "1", 1, 64, NULL, "N", "worker processes on this machine")};
+static const struct sl_option router_table[] = {NODE_OPTION_TABLE(ROW) CLUSTER_OPTION_TABLE(ROW)};
+
+static enum sl_log_format log_format(const char *text)
+{
+    if (!text)
+        return SL_LOG_AUTO;
+    return strcmp(text, "json") == 0 ? SL_LOG_JSON : SL_LOG_TEXT;
+}
+
+static enum sl_status node_config(const struct serve_options *o, char *const *env,
+                                  struct sl_node_config *cfg, struct sl_err *err)
+{
+    const char *run_dir = sl_cli_env(env, "XDG_RUNTIME_DIR");
+    if (!o->tls_cert != !o->tls_key)
+        return sl_fail_param(err, SL_USAGE, "ssl-keyfile",
+                             "--ssl-certfile and --ssl-keyfile go together");
+    *cfg = (struct sl_node_config){
+        .host = o->host,
+        .port = (uint16_t)o->port,
+        .tls_cert_file = o->tls_cert,
+        .tls_key_file = o->tls_key,
+        .api_key_file = o->api_key_file,
+        .served_model_name = o->served_model_name,
+        .grpc_port = (uint16_t)o->grpc_port,
+        .run_dir = run_dir && access(run_dir, W_OK) == 0 ? run_dir : "/tmp",
+        .env = env,
+        .policy = o->policy,
+        .queue_max = (uint32_t)o->queue,
+        .drain_ms = (uint32_t)(o->drain_timeout ? o->drain_timeout * 1000 : 1),
+        .started_ns = sl_now_ns()};
+    return SL_OK;
+}
+
+/* Absolute, so that a worker finds it from wherever it runs. */
+static enum sl_status self_path(char exe[PATH_MAX], struct sl_err *err)
+{
+    ssize_t n = readlink("/proc/self/exe", exe, PATH_MAX - 1);
+    if (n <= 0)
+        return sl_fail(err, SL_FAILED, "cannot tell the program's own path");
+    exe[n] = 0;
+    return SL_OK;
+}
+
+static enum sl_status worker_args(const struct serve_options *o, const char *model,
+                                  struct sl_arena *arena, const char **argv, uint32_t *n,
+                                  struct sl_err *err)
+{
+    struct engine_options per_worker = o->engine;
+    struct sl_engine_config cfg;
+    enum sl_status s = engine_options_config(&o->engine, (uint32_t)o->workers, &cfg, err);
+    if (s)
+        return s;
+    per_worker.threads = cfg.n_threads;
+    argv[(*n)++] = "sluice";
+    argv[(*n)++] = "worker";
+    argv[(*n)++] = model;
+    if (o->served_model_name) {
+        argv[(*n)++] = "--served-model-name";
+        argv[(*n)++] = o->served_model_name;
+    }
+    if (o->log_format) {
+        argv[(*n)++] = "--log-format";
+        argv[(*n)++] = o->log_format;
+    }
+    return engine_options_args(&per_worker, arena, argv, WORKER_ARGS_MAX, n, err);
+}
+
+static enum sl_status serve(const struct serve_options *o, const char *operand, char *const *env,
+                            struct sl_arena *arena, struct sl_err *err)
+{
+    const char *argv[WORKER_ARGS_MAX];
+    char exe[PATH_MAX];
+    uint32_t n = 0;
+    struct sl_buf path = {0};
+    struct sl_node_config cfg;
+    enum sl_status s;
+    if ((s = node_config(o, env, &cfg, err)) || (s = self_path(exe, err)) ||
+        (s = sl_store_find(operand, env, &path, err)) ||
+        (s = worker_args(o, path.data, arena, argv, &n, err)))
+        goto out;
+    cfg.exe = exe;
+    cfg.worker_argv = argv;
+    cfg.n_worker_argv = n;
+    cfg.n_workers = (uint32_t)o->workers;
+    s = sl_node_run(&cfg, err);
+out:
+    sl_buf_free(&path);
+    return s;
+}
+
+static enum sl_status router(const struct serve_options *o, char *const *env,
+                             struct sl_arena *arena, struct sl_err *err)
+{
+    const char *bind[BIND_MAX];
+    struct sl_node_config cfg;
+    char *text = o->bind ? sl_arena_strndup(arena, o->bind, strlen(o->bind)) : NULL, *rest = NULL;
+    uint32_t n = 0;
+    for (char *e = text ? strtok_r(text, ",", &rest) : NULL; e; e = strtok_r(NULL, ",", &rest)) {
+        if (n == BIND_MAX)
+            return sl_fail_param(err, SL_USAGE, "bind", "--bind: at most %d endpoints", BIND_MAX);
+        bind[n++] = e;
+    }
+    if (!n)
+        return sl_fail_param(err, SL_USAGE, "bind", "--bind is missing: an endpoint for workers");
+    enum sl_status s = node_config(o, env, &cfg, err);
+    cfg.bind = bind;
+    cfg.n_bind = n;
+    cfg.curve_dir = o->curve_dir;
+    return s ? s : sl_node_run(&cfg, err);
+}
+
+int sl_cli_serve(int argc, char **argv, char *const *env)
+{
+    struct serve_options o = {0};
+    struct sl_arena arena;
+    struct sl_err err;
+    const char *operand = NULL;
+    size_t n = 0;
+    bool done;
+    sl_arena_init(&arena, 1 << 20);
+    int rc =
+        sl_cli_options("serve", "[MODEL] ", serve_table, sizeof serve_table / sizeof *serve_table,
+                       argc, argv, env, &arena, &o, &operand, 1, &n, &done);
+    if (!done) {
+        sl_log_open(log_format(o.log_format), SL_LOG_INFO, "router");
+        if (serve(&o, n ? operand : NULL, env, &arena, &err))
+            rc = sl_cli_fail(&err);
+    }
+    sl_arena_free(&arena);
+    return rc;
+}
+
+int sl_cli_router(int argc, char **argv, char *const *env)
+{
+    struct serve_options o = {0};
+    struct sl_arena arena;
+    struct sl_err err;
+    size_t n = 0;
+    bool done;
+    sl_arena_init(&arena, 1 << 20);
+    int rc = sl_cli_options("router", "--bind ENDPOINT ", router_table,
+                            sizeof router_table / sizeof *router_table, argc, argv, env, &arena, &o,
+                            NULL, 0, &n, &done);
+    if (!done) {
+        sl_log_open(log_format(o.log_format), SL_LOG_INFO, "router");
+        if (router(&o, env, &arena, &err))
+            rc = sl_cli_fail(&err);
+    }
+    sl_arena_free(&arena);
+    return rc;
+}
