@@ -68,13 +68,10 @@ static bool shortest_fast(float x, struct decimal *out)
         exp10++;
     while (exp10 <= 0 && v * p10[-exp10] < 1)
         exp10--;
-    bool lopsided = (f32_bits(x) & 0x7fffffu) == 0; /* twice the room above a power of two */
     for (int n = exp10 > 0 ? exp10 + 1 : 1; n <= F32_DIGITS; n++) {
         int k = n - 1 - exp10;
         uint64_t digits = (uint64_t)(v * p10[k] + 0.5);
         enum answer answer = reads_as(digits, k, x);
-        if (answer == NO && lopsided)
-            answer = reads_as(++digits, k, x);
         if (answer == UNSURE)
             return false;
         if (answer == NO)
@@ -99,8 +96,8 @@ static void parse_scientific(const char *text, struct decimal *out)
     out->exp10 = (int)strtol(e + 1, NULL, 10);
 }
 
-/* The n-digit decimal one step above `text`'s: for a power of two it may be the only n-digit one
- * inside the rounding interval although it is not the nearest. */
+/* The n-digit decimal one step above `text`'s. A power of two has twice the room above as below, so
+ * this one may read back where the nearest does not: true of 2^-96, 2^87 and 2^90 alone. */
 static void step_up(char *text)
 {
     char *p = strchr(text, 'e');

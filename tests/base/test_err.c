@@ -4,12 +4,15 @@
 #include <sluice/base/limits.h>
 
 #include <setjmp.h>
+#include <signal.h>
 #include <stdarg.h>
 #include <stddef.h>
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/wait.h>
+#include <unistd.h>
 #include <cmocka.h>
 
 static void rows_are_full(void **state)
@@ -83,6 +86,23 @@ static void cut_keeps_utf8_whole(void **state)
     assert_string_equal(e.msg, "h\xc3\xa9");
 }
 
+static void assertion_stops(void **state)
+{
+    (void)state;
+    int status = 0;
+    pid_t child = fork();
+    assert_true(child >= 0);
+    if (!child) {
+        signal(SIGABRT, SIG_DFL);
+        close(STDERR_FILENO);
+        sl_assert(1 == 1);
+        sl_assert(1 == 2);
+        _exit(0);
+    }
+    assert_int_equal(waitpid(child, &status, 0), child);
+    assert_true(WIFSIGNALED(status) && WTERMSIG(status) == SIGABRT);
+}
+
 static void limits_are_rows(void **state)
 {
     (void)state;
@@ -101,7 +121,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(rows_are_full),   cmocka_unit_test(numbers_are_the_contract),
         cmocka_unit_test(messages),        cmocka_unit_test(cut_keeps_utf8_whole),
-        cmocka_unit_test(limits_are_rows),
+        cmocka_unit_test(limits_are_rows), cmocka_unit_test(assertion_stops),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -155,6 +155,9 @@ static void float_texts(void **state)
         {INFINITY, "null"},
         {-INFINITY, "null"},
         {NAN, "null"},
+        {0x1p-96f, "1.2621775e-29"},
+        {0x1p87f, "1.5474251e26"},
+        {0x1p90f, "1.2379401e27"},
     };
     (void)state;
     for (size_t i = 0; i < sizeof rows / sizeof *rows; i++) {

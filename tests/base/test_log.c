@@ -13,6 +13,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 #include <unistd.h>
 #include <cmocka.h>
 
@@ -21,10 +22,8 @@ static char text[1 << 17];
 
 static void capture(void)
 {
-    char path[] = "/tmp/sluice-log-XXXXXX";
-    captured = mkstemp(path);
+    captured = memfd_create("log", 0);
     assert_true(captured >= 0);
-    unlink(path);
     fcntl(captured, F_SETFL, O_APPEND);
     real_stderr = dup(STDERR_FILENO);
     dup2(captured, STDERR_FILENO);
