@@ -165,7 +165,7 @@ static struct jj_token lex_data(struct jj_lex *l)
     if (kind == '#') {
         advance(l, p + 2 + (sign != 0));
         return l->p == l->end || skip_comment(l, l->p) ? data_token(line, s)
-                                     : lex_fail(l, "missing end of comment tag");
+                                                       : lex_fail(l, "missing end of comment tag");
     }
     advance(l, p + 2 + (sign != 0));
     l->mode = kind == '{' ? 'v' : 'b';
