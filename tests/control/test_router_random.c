@@ -241,6 +241,32 @@ static void check(struct world *w)
          st.waiting, w->n_live);
 }
 
+/* With all actions taken: who still computes is the owner or was told to stop. */
+static void check_told(struct world *w)
+{
+    for (uint32_t i = 0; i < w->n_jobs; i++) {
+        const struct job *j = &w->jobs[i];
+        const struct request *q = &w->reqs[j->id];
+        MUST(w,
+             j->over || j->cancelled || !by_key(w, j->worker_key) ||
+                 (q->fate == LIVE && q->epoch == j->epoch),
+             "request %u of epoch %u goes on unknown", j->id, j->epoch);
+    }
+}
+
+static void event_tick(struct world *w)
+{
+    sl_router_tick(w->r, w->now_ns);
+    MUST(w, sl_router_next_deadline(w->r) > w->now_ns, "a deadline was left");
+    take_actions(w, UINT32_MAX);
+    for (uint32_t i = 0; i < w->n_reqs; i++)
+        MUST(w,
+             w->reqs[i].fate != LIVE || !w->reqs[i].deadline_ns ||
+                 w->reqs[i].deadline_ns > w->now_ns,
+             "request %u outlived its deadline", i);
+    check_told(w);
+}
+
 static void event(struct world *w)
 {
     uint32_t what = rng_below(&w->rng, 100);
@@ -254,7 +280,7 @@ static void event(struct world *w)
     else if (what < 45)
         take_actions(w, rng_below(&w->rng, 4));
     else if (what < 50)
-        sl_router_tick(w->r, w->now_ns);
+        event_tick(w);
     else if (what < 60)
         event_load(w, &w->workers[rng_below(&w->rng, WORKERS_MAX)]);
     else if (what < 75)
