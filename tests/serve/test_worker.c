@@ -29,6 +29,7 @@
 #include <string.h>
 #include <sys/wait.h>
 #include <unistd.h>
+#include <zmq.h>
 
 #define PATIENCE_MS 60000 /* of a test that fails; one that passes never waits so long */
 #define TOKENS_MAX  2048
@@ -641,6 +642,69 @@ static void senseless_messages_are_ignored(void **state)
     finish(&f);
 }
 
+static void raw_answer(void *raw, const uint8_t *id, int id_len, const void *data, size_t len)
+{
+    assert_true(zmq_send(raw, id, (size_t)id_len, ZMQ_SNDMORE) >= 0);
+    assert_true(zmq_send(raw, data, len, 0) >= 0);
+}
+
+/* A router that sends nonsense: the worker skips it and serves what makes sense in between. */
+static void garbage_is_skipped(void **state)
+{
+    (void)state;
+    struct sl_buf ipc = {0}, encoded = {0};
+    struct sl_err err;
+    struct sl_arena arena;
+    void *ctx = zmq_ctx_new(), *raw = zmq_socket(ctx, ZMQ_ROUTER);
+    const int linger = 0, patience = PATIENCE_MS;
+    uint8_t id[255], data[65536];
+    struct sl_msg submit_msg = submit_of(1, prompt_a, 4, 7), drain = {.kind = SL_MSG_DRAIN}, m;
+    assert_int_equal(sl_bus_ipc_make("/tmp", &ipc, &err), SL_OK);
+    zmq_setsockopt(raw, ZMQ_LINGER, &linger, sizeof linger);
+    zmq_setsockopt(raw, ZMQ_RCVTIMEO, &patience, sizeof patience);
+    assert_int_equal(zmq_bind(raw, ipc.data), 0);
+    const char *endpoint = ipc.data;
+    pid_t worker = start_worker(0, &endpoint, 1);
+    int id_len = zmq_recv(raw, id, sizeof id, 0);
+    assert_int_equal(id_len, 16); /* a random name, too long to be guessed */
+    assert_true(zmq_recv(raw, data, sizeof data, 0) > 0);
+
+    struct sl_rng rng = {.seed = 42};
+    for (uint32_t i = 0; i < 2000; i++) {
+        uint32_t len = sl_rng_below(&rng, 64);
+        for (uint32_t k = 0; k < len; k++)
+            data[k] = (uint8_t)sl_rng_below(&rng, 256);
+        raw_answer(raw, id, id_len, data, len);
+    }
+    raw_answer(raw, id, id_len, "", 0);
+    assert_int_equal(sl_msg_encode(&submit_msg, &encoded, &err), SL_OK);
+    raw_answer(raw, id, id_len, encoded.data, encoded.len);
+    sl_arena_init(&arena, (size_t)1 << 20);
+    uint32_t n = 0;
+    for (uint32_t end = 0; !end;) {
+        assert_true(zmq_recv(raw, id, sizeof id, 0) > 0);
+        int len = zmq_recv(raw, data, sizeof data, 0);
+        assert_true(len > 0);
+        sl_arena_reset(&arena);
+        assert_int_equal(sl_msg_decode(data, (size_t)len, &arena, &m, &err), SL_OK);
+        for (uint32_t i = 0; m.kind == SL_MSG_STEP && i < m.step.n_outs; i++) {
+            n += m.step.outs[i].n_tokens;
+            end = m.step.outs[i].end;
+        }
+    }
+    assert_int_equal(n, 7);
+    sl_buf_clear(&encoded);
+    assert_int_equal(sl_msg_encode(&drain, &encoded, &err), SL_OK);
+    raw_answer(raw, id, id_len, encoded.data, encoded.len);
+    assert_int_equal(exit_code(worker), 0);
+    zmq_close(raw);
+    zmq_ctx_term(ctx);
+    sl_bus_ipc_remove(ipc.data);
+    sl_arena_free(&arena);
+    sl_buf_free(&ipc);
+    sl_buf_free(&encoded);
+}
+
 /* ---- leaving ---- */
 
 static void drain_finishes_streams(void **state)
@@ -810,6 +874,7 @@ int main(int argc, char **argv)
         cmocka_unit_test(unknown_worker_registers_again),
         cmocka_unit_test(unwanted_worker_leaves),
         cmocka_unit_test(senseless_messages_are_ignored),
+        cmocka_unit_test(garbage_is_skipped),
         cmocka_unit_test(drain_finishes_streams),
         cmocka_unit_test(sigterm_drains),
         cmocka_unit_test(second_sigterm_stops),

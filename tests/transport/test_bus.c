@@ -296,9 +296,9 @@ static void reconnect_is_seen(void **state)
     }
     assert_false(sl_bus_connected(worker, 0));
     router = open_bus(true, f->ipc.data);
+    until_connected(worker, 2); /* what is sent before may still go to the old connection */
     send_soon(worker, 0, &load);
     recv_msg(router, &m);
-    until_connected(worker, 2);
     sl_bus_close(worker);
     sl_bus_close(router);
 }

@@ -163,7 +163,8 @@ enum sl_status sl_bus_send(struct sl_bus *b, uint64_t link, const struct sl_msg 
 /* Router: forgets a link; later messages of that peer make a new one. */
 void sl_bus_drop(struct sl_bus *b, uint64_t link);
 /* Worker: how many connections the endpoint has had, and whether one stands now. A changed count
- * means that another router may answer there: say HELLO again. Current after sl_bus_recv. */
+ * means that another router may answer there, and that messages of either side may have been lost:
+ * say HELLO again. Current after sl_bus_recv. */
 uint64_t sl_bus_n_connects(const struct sl_bus *b, uint64_t link);
 bool sl_bus_connected(const struct sl_bus *b, uint64_t link);
 
