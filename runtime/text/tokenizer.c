@@ -136,6 +136,12 @@ static enum sl_status read_template(const struct sl_gguf *g, struct sl_tokenizer
     return SL_OK;
 }
 
+static enum sl_status open_memory(struct sl_tokenizer *t, struct sl_err *err)
+{
+    t->whole = calloc(t->vocab.n, sizeof *t->whole);
+    return t->whole ? SL_OK : sl_fail(err, SL_NO_MEMORY, "tokenizer: no memory");
+}
+
 static enum sl_status open_parts(const struct sl_gguf *g, struct sl_tokenizer *t,
                                  struct sl_err *err)
 {
@@ -147,7 +153,7 @@ static enum sl_status open_parts(const struct sl_gguf *g, struct sl_tokenizer *t
     sl_gguf_str(g, "tokenizer.ggml.pre", &pre);
     enum sl_status s = pre_open(pre, &t->pre, err);
     if (s || (s = vocab_open(g, &t->vocab, err)) || (s = bpe_open(g, &t->vocab, &t->bpe, err)) ||
-        (s = specials_open(&t->vocab, true, &t->all, err)) ||
+        (s = open_memory(t, err)) || (s = specials_open(&t->vocab, true, &t->all, err)) ||
         (s = specials_open(&t->vocab, false, &t->user, err)) || (s = read_ids(g, t, err)))
         return s;
     return read_template(g, t, err);
@@ -178,6 +184,7 @@ void sl_tokenizer_close(struct sl_tokenizer *t)
     bpe_close(&t->bpe);
     specials_close(&t->all);
     specials_close(&t->user);
+    free(t->whole);
     free(t->template_text);
     free(t->stops);
     free(t);
@@ -194,15 +201,23 @@ struct job {
     struct pre_run run;
 };
 
+/* A word that is a token stays whole if the pre-tokenizer says so, or if merging it has given that
+ * token before. */
 static bool add_word(void *ctx, const char *word, size_t len)
 {
     struct job *j = ctx;
-    if (j->t->pre.row->whole_words) {
-        uint32_t id = vocab_find(&j->t->vocab, word, len);
-        if (id != SL_NO_TOKEN)
-            return tokens_out_push(&j->out, id);
-    }
-    return bpe_merge(&j->t->bpe, word, len, &j->scratch, &j->out);
+    const struct sl_tokenizer *t = j->t;
+    uint32_t id = len <= t->vocab.longest ? vocab_find(&t->vocab, word, len) : SL_NO_TOKEN;
+    if (id == SL_NO_TOKEN)
+        return bpe_merge(&t->bpe, word, len, &j->scratch, &j->out);
+    if (t->pre.row->whole_words || atomic_load_explicit(&t->whole[id], memory_order_relaxed))
+        return tokens_out_push(&j->out, id);
+    size_t n_before = j->out.tokens->n;
+    if (!bpe_merge(&t->bpe, word, len, &j->scratch, &j->out))
+        return false;
+    if (j->out.tokens->n == n_before + 1 && j->out.tokens->ids[n_before] == id)
+        atomic_store_explicit(&t->whole[id], 1, memory_order_relaxed);
+    return true;
 }
 
 /* More tokens than fit, whatever the merges do? Known without merging, so that memory stays in

@@ -5,6 +5,8 @@
 
 #include <sluice/text/tokenizer.h>
 
+#include <stdatomic.h>
+
 /* tokenizer.ggml.token_type, the file's numbers. */
 enum token_kind {
     TOKEN_NORMAL = 1,
@@ -125,6 +127,9 @@ struct sl_tokenizer {
     struct bpe bpe;
     struct specials all, user; /* control and user-defined; user-defined alone */
     struct pre pre;
+    /* [n_vocab] 1: the merges are known to make this token of its own bytes. A memory of work done,
+     * the same whoever writes it, so relaxed atomics are all it needs. */
+    atomic_uchar *whole;
     char *template_text;
     size_t template_len;
     uint32_t bos, eos;

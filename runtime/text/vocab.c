@@ -20,17 +20,16 @@ static bool is_plain_byte(unsigned b)
     return (b >= 0x21 && b <= 0x7e) || (b >= 0xa1 && b <= 0xac) || b >= 0xae;
 }
 
-/* The bytes that U+0100, U+0101, ... U+0143 stand for. */
-static void hidden_bytes(uint8_t out[68])
+/* The byte that U+0100 + i stands for, i < 68: the unprintable ones in order. */
+static int hidden_byte(unsigned i)
 {
-    unsigned n = 0;
-    for (unsigned b = 0; b < 256; b++)
-        if (!is_plain_byte(b))
-            out[n++] = (uint8_t)b;
+    if (i < 0x21)
+        return (int)i;
+    return i < 0x21 + 0x22 ? (int)(i - 0x21 + 0x7f) : 0xad;
 }
 
 /* The byte that the character at p stands for, and its length; -1 for any other character. */
-static int spelled_byte(const uint8_t *p, size_t len, const uint8_t hidden[68], size_t *char_len)
+static int spelled_byte(const uint8_t *p, size_t len, size_t *char_len)
 {
     *char_len = 1;
     if (p[0] < 0x80)
@@ -41,16 +40,16 @@ static int spelled_byte(const uint8_t *p, size_t len, const uint8_t hidden[68], 
     *char_len = 2;
     if (c < 0x100)
         return is_plain_byte(c) ? (int)c : -1;
-    return c < 0x100 + 68 ? hidden[c - 0x100] : -1;
+    return c < 0x100 + 68 ? hidden_byte(c - 0x100) : -1;
 }
 
 /* Characters outside the spelling are kept as they are: files hold a few tokens added plainly. */
-static size_t unspell(struct sl_str spelled, const uint8_t hidden[68], char *out)
+size_t vocab_unspell(struct sl_str spelled, char *out)
 {
     size_t n = 0, char_len;
     for (size_t i = 0; i < spelled.len; i += char_len) {
         const uint8_t *p = (const uint8_t *)spelled.data + i;
-        int b = spelled_byte(p, spelled.len - i, hidden, &char_len);
+        int b = spelled_byte(p, spelled.len - i, &char_len);
         if (b >= 0) {
             out[n++] = (char)b;
             continue;
@@ -59,13 +58,6 @@ static size_t unspell(struct sl_str spelled, const uint8_t hidden[68], char *out
         n += char_len;
     }
     return n;
-}
-
-size_t vocab_unspell(struct sl_str spelled, char *out)
-{
-    uint8_t hidden[68];
-    hidden_bytes(hidden);
-    return unspell(spelled, hidden, out);
 }
 
 uint32_t vocab_find(const struct vocab *v, const char *bytes, size_t len)
@@ -115,8 +107,6 @@ static enum sl_status read_kinds(const struct sl_gguf *g, struct vocab *v, struc
 
 static enum sl_status read_bytes(const struct sl_gguf_key *k, struct vocab *v, struct sl_err *err)
 {
-    uint8_t hidden[68];
-    hidden_bytes(hidden);
     size_t at = 0;
     for (uint32_t i = 0; i < v->n; i++) {
         struct sl_str s = sl_gguf_array_str(k, i);
@@ -125,7 +115,7 @@ static enum sl_status read_bytes(const struct sl_gguf_key *k, struct vocab *v, s
             continue;
         size_t n = s.len;
         if (v->kind[i] == TOKEN_NORMAL)
-            n = unspell(s, hidden, v->bytes + at);
+            n = vocab_unspell(s, v->bytes + at);
         else if (s.len)
             memcpy(v->bytes + at, s.data, s.len);
         if (n > v->longest)
