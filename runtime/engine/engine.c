@@ -2,7 +2,6 @@
 #include "engine.h"
 
 #include <sluice/base/time.h>
-#include <sluice/files/gguf.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>

@@ -104,6 +104,8 @@ enum sl_status field_str(const struct sl_json *o, const char *name, struct sl_st
                          struct sl_err *err);
 /* NULL when absent or null. */
 const struct sl_json *field_get(const struct sl_json *o, const char *name);
+/* Errors of a tokeniser, which knows no fields, get the field's name; returns r. */
+enum sl_status name_prompt(const char *field, enum sl_status r, struct sl_err *err);
 const char *json_kind_name(const struct sl_json *v);
 
 /* openai_params.c */

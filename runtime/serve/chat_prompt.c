@@ -269,8 +269,11 @@ enum sl_status chat_tokens(struct call *c, const struct sl_json *messages,
         (r = take_breakers(&text, &c->mem, &places, &n_places, err)) ||
         (continue_final && (r = cut_after_final(&text, messages, err))))
         goto out;
-    r = sl_tokenize_guarded(node_tokenizer(c->node), text.data ? text.data : "", text.len,
-                            SL_TOK_SPECIAL, places, n_places, node_max_len(c->node), out, err);
+    r = name_prompt("messages",
+                    sl_tokenize_guarded(node_tokenizer(c->node), text.data ? text.data : "",
+                                        text.len, SL_TOK_SPECIAL, places, n_places,
+                                        node_max_len(c->node), out, err),
+                    err);
 out:
     if (json)
         sl_json_free(json);

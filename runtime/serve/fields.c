@@ -1,7 +1,7 @@
 /* Typed reads of JSON members, with errors that name the field and what was found. */
 #include "call.h"
 
-#include <math.h>
+#include <stdio.h>
 
 const char *json_kind_name(const struct sl_json *v)
 {
@@ -73,4 +73,11 @@ enum sl_status field_str(const struct sl_json *o, const char *name, struct sl_st
                              json_kind_name(v));
     *out = sl_json_str(v);
     return SL_OK;
+}
+
+enum sl_status name_prompt(const char *field, enum sl_status r, struct sl_err *err)
+{
+    if (r && !err->param[0])
+        snprintf(err->param, sizeof err->param, "%s", field);
+    return r;
 }

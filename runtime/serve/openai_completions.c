@@ -29,8 +29,10 @@ static enum sl_status read_prompt(struct call *c, const struct sl_json *v, uint3
     struct sl_str text = sl_json_str(v);
     unsigned flags = SL_TOK_SPECIAL | (c->req.add_special_tokens ? SL_TOK_ADD_BOS : 0u);
     c->req.prompt_text[i] = text;
-    return sl_tokenize(node_tokenizer(c->node), text.data, text.len, flags, node_max_len(c->node),
-                       out, err);
+    return name_prompt("prompt",
+                       sl_tokenize(node_tokenizer(c->node), text.data, text.len, flags,
+                                   node_max_len(c->node), out, err),
+                       err);
 }
 
 static bool is_list_of_prompts(const struct sl_json *v)

@@ -50,14 +50,16 @@ class Cli(unittest.TestCase):
 
     def test_models(self):
         self.fails(4, "serve", "/nonexistent.gguf", "--port", "0", says="nonexistent")
-        data = open(TINY, "rb").read()
+        with open(TINY, "rb") as f:
+            data = f.read()
         with tempfile.TemporaryDirectory() as d:
             for name, bad in (("empty", b""), ("magic", b"GGML" + data[4:]), ("head", data[:20]),
                               ("keys", data[:200]), ("tensors", data[:len(data) // 2]),
-                              ("short", data[:-1]), ("version", data[:4] + struct.pack("<I", 9) + data[8:]),
+                              ("short", data[:-100]), ("version", data[:4] + struct.pack("<I", 9) + data[8:]),
                               ("counts", data[:8] + b"\xff" * 16 + data[24:])):
                 path = os.path.join(d, name)
-                open(path, "wb").write(bad)
+                with open(path, "wb") as f:
+                    f.write(bad)
                 self.fails(4, "serve", path, "--port", "0")
                 self.fails(4, "inspect", path)
                 self.fails(4, "complete", path, "--prompt", "x")
