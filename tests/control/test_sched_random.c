@@ -179,6 +179,11 @@ static enum sl_end deliver(struct world *w, struct request *q, uint32_t token)
                : SL_END_NONE;
 }
 
+static bool is_due(const struct world *w, const struct request *q)
+{
+    return q->deadline_ns && q->deadline_ns <= w->now_ns;
+}
+
 static void event_commit(struct world *w)
 {
     struct sl_sampled_token out[LEN_MAX];
@@ -207,6 +212,11 @@ static void event_commit(struct world *w)
     w->plan = NULL;
     sl_sched_commit(w->s, out, w->now_ns);
     reap(w);
+    for (uint32_t i = 0; i < w->n_reqs; i++) {
+        const struct request *q = &w->reqs[i];
+        MUST(w, q->fate != LIVE || !(q->cancelled || is_due(w, q)),
+             "request %u stays after its end", i);
+    }
 }
 
 static void event(struct world *w)
