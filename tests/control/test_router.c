@@ -1,0 +1,538 @@
+/* The router's rules one by one: who gets a request, what happens when a worker is lost, refuses or
+ * stands still, what waits and what fails. */
+#include <sluice/control/router.h>
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <string.h>
+#include <cmocka.h>
+
+static const struct sl_router_config base = {.max_workers = 4,
+                                             .max_requests = 32,
+                                             .queue_max = 16,
+                                             .page_size = 4,
+                                             .retries_max = 2,
+                                             .heartbeat_timeout_ns = 1000,
+                                             .progress_timeout_ns = 3000,
+                                             .policy = SL_ROUTE_LEAST_LOAD};
+
+static struct sl_router *open_with(struct sl_router_config c)
+{
+    struct sl_router *r = NULL;
+    assert_int_equal(sl_router_open(&c, &r, NULL), SL_OK);
+    return r;
+}
+
+static void check(const struct sl_router *r)
+{
+    struct sl_err err = {0};
+    if (sl_router_check(r, &err))
+        fail_msg("%s", err.msg);
+}
+
+static void up(struct sl_router *r, uint64_t key, uint32_t max_seqs, uint64_t class_hash)
+{
+    struct sl_worker_desc d = {
+        .key = key, .class_hash = class_hash, .max_seqs = max_seqs, .max_len = 100, .queue_max = 0};
+    assert_int_equal(sl_router_worker_up(r, &d, 0, NULL), SL_OK);
+    check(r);
+}
+
+static void load(struct sl_router *r, uint64_t key, uint32_t running, uint64_t steps, uint64_t now)
+{
+    struct sl_worker_load l = {
+        .running = running, .pages_free = 1, .pages_total = 1, .steps = steps};
+    sl_router_worker_load(r, key, &l, now);
+    check(r);
+}
+
+static enum sl_status try_submit(struct sl_router *r, uint64_t id, int32_t priority,
+                                 uint64_t deadline_ns)
+{
+    static const uint32_t tokens[10] = {1, 2, 3, 4, 5, 6, 7, 8, 9, 10};
+    struct sl_route_request q = {.id = id,
+                                 .tokens = tokens,
+                                 .n_tokens = 10,
+                                 .priority = priority,
+                                 .deadline_ns = deadline_ns};
+    enum sl_status status = sl_router_submit(r, &q, 0, NULL);
+    check(r);
+    return status;
+}
+
+static void submit(struct sl_router *r, uint64_t id)
+{
+    assert_int_equal(try_submit(r, id, 0, 0), SL_OK);
+}
+
+static struct sl_action next(struct sl_router *r)
+{
+    struct sl_action a;
+    if (!sl_router_next_action(r, &a))
+        fail_msg("no action");
+    check(r);
+    return a;
+}
+
+static void none(struct sl_router *r)
+{
+    struct sl_action a;
+    if (sl_router_next_action(r, &a))
+        fail_msg("action %d for request %u", a.kind, (unsigned)a.id);
+}
+
+static void expect_send(struct sl_router *r, uint64_t id, uint64_t worker, uint32_t epoch)
+{
+    struct sl_action a = next(r);
+    assert_int_equal(a.kind, SL_ACT_SEND);
+    assert_int_equal(a.id, id);
+    assert_int_equal(a.worker_key, worker);
+    assert_int_equal(a.epoch, epoch);
+}
+
+static void expect_cancel(struct sl_router *r, uint64_t id, uint64_t worker, uint32_t epoch)
+{
+    struct sl_action a = next(r);
+    assert_int_equal(a.kind, SL_ACT_CANCEL);
+    assert_int_equal(a.id, id);
+    assert_int_equal(a.worker_key, worker);
+    assert_int_equal(a.epoch, epoch);
+    assert_null(a.user);
+}
+
+static void expect_fail(struct sl_router *r, uint64_t id, enum sl_status status)
+{
+    struct sl_action a = next(r);
+    assert_int_equal(a.kind, SL_ACT_FAIL);
+    assert_int_equal(a.id, id);
+    assert_int_equal(a.status, status);
+}
+
+static struct sl_router_stats stats(const struct sl_router *r)
+{
+    struct sl_router_stats st;
+    sl_router_stats(r, &st);
+    return st;
+}
+
+/* --- submit ----------------------------------------------------------------------------------- */
+
+static void test_submit_refuses(void **state)
+{
+    (void)state;
+    struct sl_router_config c = base;
+    c.queue_max = 1;
+    c.max_requests = 3;
+    struct sl_router *r = open_with(c);
+    assert_int_equal(try_submit(r, 1, 0, 0), SL_LOADING);
+    up(r, 7, 1, 0);
+    submit(r, 1);
+    assert_int_equal(try_submit(r, 1, 0, 0), SL_INVALID); /* in use */
+    submit(r, 2);                                         /* waits */
+    assert_int_equal(try_submit(r, 3, 0, 0), SL_QUEUE_FULL);
+    up(r, 8, 9, 0); /* 2 goes there */
+    submit(r, 3);
+    assert_int_equal(try_submit(r, 4, 0, 0), SL_QUEUE_FULL); /* the table is full */
+    sl_router_cancel(r, 3, 0);
+    struct sl_route_request q = {.id = 9, .tokens = (const uint32_t[100]){0}, .n_tokens = 100};
+    assert_int_equal(sl_router_submit(r, &q, 0, NULL), SL_TOO_LONG);
+    q.n_tokens = 0;
+    assert_int_equal(sl_router_submit(r, &q, 0, NULL), SL_INVALID);
+    sl_router_drain(r);
+    assert_int_equal(try_submit(r, 5, 0, 0), SL_DRAINING);
+    assert_int_equal(stats(r).inflight, 2); /* the rest goes on */
+    sl_router_close(r);
+}
+
+/* A worker takes its sequences and a quarter in advance; the rest is bound when one is free, by
+ * priority and arrival. */
+static void test_late_binding(void **state)
+{
+    (void)state;
+    struct sl_router *r = open_with(base);
+    struct sl_worker_desc d = {.key = 7, .max_seqs = 2, .max_len = 100, .queue_max = 50};
+    assert_int_equal(sl_router_worker_up(r, &d, 0, NULL), SL_OK);
+    for (uint64_t id = 1; id <= 3; id++)
+        submit(r, id);
+    submit(r, 4);
+    submit(r, 5);
+    assert_int_equal(try_submit(r, 6, -1, 0), SL_OK);
+    for (uint64_t id = 1; id <= 3; id++)
+        expect_send(r, id, 7, 1);
+    none(r);
+    assert_int_equal(stats(r).waiting, 3);
+    static const uint64_t order[] = {6, 4, 5};
+    for (uint32_t i = 0; i < 3; i++) {
+        assert_true(sl_router_output(r, 7, i + 1, 1, 1, true, 0));
+        expect_send(r, order[i], 7, 1);
+        none(r);
+    }
+    sl_router_close(r);
+}
+
+/* --- policies --------------------------------------------------------------------------------- */
+
+static void test_least_load(void **state)
+{
+    (void)state;
+    struct sl_router *r = open_with(base);
+    up(r, 7, 8, 0);
+    up(r, 8, 4, 0);
+    static const uint64_t order[] = {7, 8, 7, 8, 7, 7}; /* in proportion to their size */
+    for (uint64_t id = 0; id < 6; id++) {
+        submit(r, id);
+        expect_send(r, id, order[id], 1);
+    }
+    load(r, 7, 9, 1, 0); /* four of ours and five of another router's */
+    submit(r, 6);
+    expect_send(r, 6, 8, 1);
+    submit(r, 7);
+    expect_send(r, 7, 8, 1);
+    sl_router_close(r);
+}
+
+static uint64_t worker_of(struct sl_router *r, uint64_t id, uint32_t first, uint64_t salt)
+{
+    uint32_t tokens[20];
+    for (uint32_t i = 0; i < 20; i++)
+        tokens[i] = first + i;
+    struct sl_route_request q = {.id = id, .tokens = tokens, .n_tokens = 20, .salt = salt};
+    assert_int_equal(sl_router_submit(r, &q, 0, NULL), SL_OK);
+    struct sl_action a = next(r);
+    assert_int_equal(a.kind, SL_ACT_SEND);
+    return a.worker_key;
+}
+
+/* The same prefix goes to the same worker until that has clearly more to do. */
+static void test_prefix_affinity(void **state)
+{
+    (void)state;
+    struct sl_router_config c = base;
+    c.policy = SL_ROUTE_PREFIX_AFFINITY;
+    struct sl_router *r = open_with(c);
+    up(r, 7, 16, 0);
+    up(r, 8, 16, 0);
+    uint64_t home = worker_of(r, 0, 100, 0);
+    uint64_t other = home == 7 ? 8 : 7;
+    assert_int_equal(worker_of(r, 1, 900, 0), other);
+    for (uint64_t id = 2; id < 8; id++) /* up to a quarter and two more than the other */
+        assert_int_equal(worker_of(r, id, 100, 0), home);
+    assert_int_equal(worker_of(r, 8, 100, 0), home);
+    assert_int_equal(worker_of(r, 9, 100, 0), other);
+    assert_int_equal(worker_of(r, 10, 100, 1), other); /* another salt: by load */
+    sl_router_worker_down(r, home, 0);
+    check(r);
+    sl_router_close(r);
+}
+
+/* --- loss ------------------------------------------------------------------------------------- */
+
+/* A lost worker's requests go to another under the next epoch; its late words are refused. */
+static void test_worker_down(void **state)
+{
+    (void)state;
+    struct sl_router *r = open_with(base);
+    up(r, 7, 4, 0);
+    submit(r, 1);
+    expect_send(r, 1, 7, 1);
+    assert_true(sl_router_output(r, 7, 1, 1, 3, false, 0));
+    up(r, 8, 4, 0);
+    sl_router_worker_down(r, 7, 0);
+    expect_send(r, 1, 8, 2); /* no cancel: the link is gone */
+    none(r);
+    assert_false(sl_router_output(r, 7, 1, 1, 1, false, 0));
+    assert_false(sl_router_output(r, 8, 1, 1, 1, false, 0));
+    assert_false(sl_router_output(r, 7, 1, 2, 1, false, 0));
+    assert_false(sl_router_output(r, 8, 2, 2, 1, false, 0));
+    assert_int_equal(stats(r).n_fenced, 4);
+    assert_true(sl_router_output(r, 8, 1, 2, 1, true, 0));
+    assert_false(sl_router_output(r, 8, 1, 2, 1, true, 0));
+    assert_int_equal(stats(r).inflight, 0);
+    assert_int_equal(stats(r).n_retried, 1);
+    sl_router_close(r);
+}
+
+static void test_retries_are_bounded(void **state)
+{
+    (void)state;
+    struct sl_router *r = open_with(base); /* two retries */
+    up(r, 1, 4, 0);
+    submit(r, 1);
+    for (uint64_t key = 1; key <= 3; key++) {
+        expect_send(r, 1, key, (uint32_t)key);
+        up(r, key + 1, 4, 0);
+        sl_router_worker_down(r, key, 0);
+    }
+    expect_fail(r, 1, SL_PEER);
+    none(r);
+    assert_int_equal(stats(r).n_failed, 1);
+    sl_router_close(r);
+}
+
+/* With tokens delivered only the same class will do; without, any. */
+static void test_class(void **state)
+{
+    (void)state;
+    struct sl_router *r = open_with(base);
+    up(r, 7, 4, 111);
+    submit(r, 1);
+    submit(r, 2);
+    expect_send(r, 1, 7, 1);
+    expect_send(r, 2, 7, 1);
+    assert_true(sl_router_output(r, 7, 1, 1, 1, false, 0));
+    up(r, 8, 4, 222);
+    sl_router_worker_down(r, 7, 5);
+    expect_send(r, 2, 8, 2);
+    none(r); /* 1 waits */
+    assert_int_equal(sl_router_next_deadline(r), 1000);
+    load(r, 8, 1, 5, SL_ROUTER_STRANDED_NS);
+    sl_router_tick(r, SL_ROUTER_STRANDED_NS + 4);
+    none(r);
+    assert_int_equal(sl_router_next_deadline(r), SL_ROUTER_STRANDED_NS + 5);
+    up(r, 9, 4, 111);
+    expect_send(r, 1, 9, 2);
+    sl_router_close(r);
+}
+
+static void test_stranded(void **state)
+{
+    (void)state;
+    struct sl_router *r = open_with(base);
+    up(r, 7, 4, 0);
+    sl_router_worker_down(r, 7, 0);
+    assert_int_equal(try_submit(r, 1, 0, 0), SL_OK);
+    assert_int_equal(try_submit(r, 2, 0, 50), SL_OK);
+    assert_int_equal(sl_router_next_deadline(r), 50);
+    sl_router_tick(r, 50);
+    expect_fail(r, 2, SL_TIMEOUT);
+    uint64_t due = sl_router_next_deadline(r);
+    assert_true(due >= SL_ROUTER_STRANDED_NS && due <= SL_ROUTER_STRANDED_NS + 50);
+    sl_router_tick(r, due - 1);
+    none(r);
+    sl_router_tick(r, due);
+    expect_fail(r, 1, SL_PEER);
+    assert_int_equal(sl_router_next_deadline(r), UINT64_MAX);
+    sl_router_close(r);
+}
+
+/* Silence and standing still: the worker loses its requests and is told, in case it lives. */
+static void test_timeouts(void **state)
+{
+    (void)state;
+    static const struct {
+        uint64_t loads[4]; /* times of reports, 0 ends */
+        bool moves;        /* with new steps each time */
+        uint64_t lost_ns;
+    } rows[] = {
+        {{0}, false, 1000},
+        {{900, 0}, false, 1900},
+        {{900, 1800, 2700, 0}, false, 3000}, /* alive, but no step since the start */
+        {{900, 1800, 2700, 0}, true, 3700},
+    };
+    for (size_t i = 0; i < sizeof rows / sizeof *rows; i++) {
+        struct sl_router *r = open_with(base);
+        up(r, 7, 4, 0);
+        submit(r, 1);
+        expect_send(r, 1, 7, 1);
+        for (uint32_t n = 0; n < 4 && rows[i].loads[n]; n++)
+            load(r, 7, 1, rows[i].moves ? n + 1 : 0, rows[i].loads[n]);
+        assert_int_equal(sl_router_next_deadline(r), rows[i].lost_ns);
+        sl_router_tick(r, rows[i].lost_ns - 1);
+        none(r);
+        assert_int_equal(stats(r).ready_workers, 1);
+        sl_router_tick(r, rows[i].lost_ns);
+        expect_cancel(r, 1, 7, 1);
+        none(r);
+        assert_int_equal(stats(r).ready_workers, 0);
+        assert_int_equal(stats(r).waiting, 1);
+        up(r, 8, 4, 0);
+        expect_send(r, 1, 8, 2);
+        sl_router_close(r);
+    }
+}
+
+/* A silent worker is back when it speaks; one that stood still when it moved or is empty. */
+static void test_comes_back(void **state)
+{
+    (void)state;
+    static const struct {
+        bool stuck;
+        uint32_t running;
+        uint64_t steps;
+        bool back;
+    } rows[] = {{false, 1, 5, true}, {true, 1, 5, false}, {true, 1, 6, true}, {true, 0, 5, true}};
+    for (size_t i = 0; i < sizeof rows / sizeof *rows; i++) {
+        struct sl_router *r = open_with(base);
+        up(r, 7, 4, 0);
+        load(r, 7, 0, 5, 0);
+        submit(r, 1);
+        expect_send(r, 1, 7, 1);
+        uint64_t now = 1000;
+        for (; rows[i].stuck && now < 3000; now += 1000)
+            load(r, 7, 1, 5, now);
+        if (rows[i].stuck)
+            load(r, 7, 1, 5, now = 3000);
+        sl_router_tick(r, now);
+        expect_cancel(r, 1, 7, 1);
+        assert_int_equal(stats(r).ready_workers, 0);
+        load(r, 7, rows[i].running, rows[i].steps, now + 1);
+        assert_int_equal(stats(r).ready_workers, rows[i].back);
+        if (rows[i].back)
+            expect_send(r, 1, 7, 2);
+        none(r);
+        sl_router_close(r);
+    }
+}
+
+/* --- refusals, cancels, deadlines ------------------------------------------------------------- */
+
+static void test_refusals(void **state)
+{
+    (void)state;
+    static const struct {
+        enum sl_status why;
+        bool retried, held_back; /* the worker, until its next load */
+    } rows[] = {{SL_QUEUE_FULL, true, true}, {SL_PEER, true, true},
+                {SL_NO_MEMORY, true, true},  {SL_LOADING, true, true},
+                {SL_FAILED, true, false},    {SL_INVALID, false, false},
+                {SL_TOO_LONG, false, false}, {SL_UNSUPPORTED, false, false}};
+    for (size_t i = 0; i < sizeof rows / sizeof *rows; i++) {
+        struct sl_router *r = open_with(base);
+        up(r, 7, 4, 0);
+        submit(r, 1);
+        expect_send(r, 1, 7, 1);
+        up(r, 8, 1, 0);
+        sl_router_refused(r, 8, 1, 1, rows[i].why, 0); /* not its request */
+        sl_router_refused(r, 7, 1, 1, rows[i].why, 0);
+        if (rows[i].retried)
+            expect_send(r, 1, 8, 2); /* elsewhere */
+        else
+            expect_fail(r, 1, rows[i].why);
+        none(r);
+        if (rows[i].retried) {
+            submit(r, 2); /* 8 is full */
+            if (rows[i].held_back) {
+                none(r);
+                load(r, 7, 0, 1, 1);
+            }
+            expect_send(r, 2, 7, 1);
+        }
+        none(r);
+        sl_router_close(r);
+    }
+}
+
+/* The only worker fails a request: tried again there, and failed with its reason in the end. */
+static void test_refused_by_the_only(void **state)
+{
+    (void)state;
+    struct sl_router *r = open_with(base);
+    up(r, 7, 4, 0);
+    submit(r, 1);
+    for (uint32_t epoch = 1; epoch <= 3; epoch++) {
+        expect_send(r, 1, 7, epoch);
+        sl_router_refused(r, 7, 1, epoch, SL_FAILED, 0);
+    }
+    expect_fail(r, 1, SL_FAILED);
+    sl_router_close(r);
+}
+
+static void test_cancel(void **state)
+{
+    (void)state;
+    struct sl_router *r = open_with(base);
+    sl_router_cancel(r, 5, 0);
+    up(r, 7, 1, 0);
+    submit(r, 1);
+    submit(r, 2);
+    submit(r, 3);
+    sl_router_cancel(r, 2, 0); /* waiting: silently */
+    sl_router_cancel(r, 1, 0); /* not sent yet: silently, and 3 takes its place */
+    expect_send(r, 3, 7, 1);
+    none(r);
+    sl_router_cancel(r, 3, 0);
+    expect_cancel(r, 3, 7, 1);
+    none(r);
+    assert_false(sl_router_output(r, 7, 3, 1, 1, false, 0));
+    assert_int_equal(try_submit(r, 4, 0, 10), SL_OK);
+    sl_router_tick(r, 10);
+    sl_router_cancel(r, 4, 10); /* its failure is not reported any more */
+    none(r);
+    sl_router_close(r);
+}
+
+static void test_deadlines(void **state)
+{
+    (void)state;
+    struct sl_router *r = open_with(base);
+    up(r, 7, 1, 0);
+    assert_int_equal(try_submit(r, 1, 0, 200), SL_OK);
+    assert_int_equal(try_submit(r, 2, 0, 100), SL_OK);
+    expect_send(r, 1, 7, 1);
+    assert_int_equal(sl_router_next_deadline(r), 100);
+    sl_router_tick(r, 100);
+    expect_fail(r, 2, SL_TIMEOUT);
+    sl_router_tick(r, 199);
+    none(r);
+    sl_router_tick(r, 200);
+    expect_cancel(r, 1, 7, 1);
+    expect_fail(r, 1, SL_TIMEOUT);
+    assert_int_equal(sl_router_next_deadline(r), 1000);
+    sl_router_close(r);
+}
+
+/* A draining worker keeps what it has and gets nothing more, not even what was chosen for it. */
+static void test_worker_drain(void **state)
+{
+    (void)state;
+    struct sl_router *r = open_with(base);
+    up(r, 7, 4, 0);
+    submit(r, 1);
+    expect_send(r, 1, 7, 1);
+    submit(r, 2);
+    sl_router_worker_drain(r, 7);
+    none(r);
+    assert_true(sl_router_output(r, 7, 1, 1, 1, true, 0));
+    up(r, 8, 4, 0);
+    expect_send(r, 2, 8, 2);
+    assert_int_equal(stats(r).ready_workers, 1);
+    sl_router_close(r);
+}
+
+/* A worker that registers anew under its key starts empty: its requests are sent again. */
+static void test_registers_again(void **state)
+{
+    (void)state;
+    struct sl_router *r = open_with(base);
+    up(r, 7, 4, 0);
+    submit(r, 1);
+    expect_send(r, 1, 7, 1);
+    up(r, 7, 4, 0);
+    expect_cancel(r, 1, 7, 1);
+    expect_send(r, 1, 7, 2);
+    assert_int_equal(stats(r).workers, 1);
+    for (uint64_t key = 8; key <= 10; key++)
+        up(r, key, 4, 0);
+    struct sl_worker_desc d = {.key = 11, .max_seqs = 1, .max_len = 9};
+    assert_int_equal(sl_router_worker_up(r, &d, 0, NULL), SL_QUEUE_FULL);
+    sl_router_tick(r, 1000); /* all are silent: a place is free again */
+    assert_int_equal(sl_router_worker_up(r, &d, 1000, NULL), SL_OK);
+    check(r);
+    sl_router_close(r);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_submit_refuses), cmocka_unit_test(test_late_binding),
+        cmocka_unit_test(test_least_load),     cmocka_unit_test(test_prefix_affinity),
+        cmocka_unit_test(test_worker_down),    cmocka_unit_test(test_retries_are_bounded),
+        cmocka_unit_test(test_class),          cmocka_unit_test(test_stranded),
+        cmocka_unit_test(test_timeouts),       cmocka_unit_test(test_comes_back),
+        cmocka_unit_test(test_refusals),       cmocka_unit_test(test_refused_by_the_only),
+        cmocka_unit_test(test_cancel),         cmocka_unit_test(test_deadlines),
+        cmocka_unit_test(test_worker_drain),   cmocka_unit_test(test_registers_again),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
