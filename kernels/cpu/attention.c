@@ -179,15 +179,16 @@ static void load_half(const struct attn_job *j, const struct attn_tile *t, uint3
                       uint32_t head, uint32_t first, uint32_t n)
 {
     const struct sl_kv_config *c = &j->kv->cfg;
-    size_t row_bytes = sl_dtype_bytes(c->dtype, c->head_dim);
     for (uint32_t i = 0; i < n;) {
         uint32_t pos = first + i, slot = pos % c->page_size;
         uint32_t run = min_u32(c->page_size - slot, n - i);
         uint32_t number = sl_batch_page(j->batch, t->seq, pos, c->page_size);
         const uint8_t *page = sl_kv_page(j->kv, j->layer, number);
         size_t at = sl_kv_row_at(c, half, head, slot);
-        load_run(j, page + at, page + sl_kv_scale_at(c, half, head, slot), run,
-                 t->s.kv + (size_t)i * t->dim);
+        const uint8_t *scales = NULL;
+        if (c->dtype == SL_I8)
+            scales = page + sl_kv_scale_at(c, half, head, slot);
+        load_run(j, page + at, scales, run, t->s.kv + (size_t)i * t->dim);
         i += run;
     }
 }
