@@ -173,7 +173,7 @@ static bool suits_any(const struct sl_router *r, const struct req *q)
 void sl_req_strand(struct sl_router *r, struct req *q, uint64_t now_ns)
 {
     bool was = q->stranded_ns != 0, is = !suits_any(r, q);
-    if (is && was && now_ns - q->stranded_ns >= SL_ROUTER_STRANDED_NS) {
+    if (is && was && now_ns >= q->stranded_ns + SL_ROUTER_STRANDED_NS) {
         sl_req_fail(r, q, SL_PEER);
         return;
     }

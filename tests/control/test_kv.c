@@ -83,7 +83,8 @@ static void test_index(void **state)
     assert_int_equal(sl_kv_open(&kv, 2, 2, true, NULL), SL_OK);
     sl_prefix_key(&kv, no_salt, a, key_a);
     sl_prefix_key(&kv, no_salt, b, key_b);
-    assert_true(sl_kv_take(&kv, &p) && sl_kv_take(&kv, &q));
+    assert_true(sl_kv_take(&kv, &p));
+    assert_true(sl_kv_take(&kv, &q));
     assert_false(sl_prefix_find(&kv, key_a, a, &found));
     assert_true(sl_prefix_add(&kv, p, key_a, a));
     assert_false(sl_prefix_add(&kv, q, key_a, a)); /* taken: stays private */
