@@ -1,6 +1,6 @@
 /* Fuzz target of the HTTP request parser: a stream of requests, whole and cut in two, must be read
- * the same way, and what is handed out must lie within what was read. The first two bytes say where
- * the cut is. */
+ * the same way (which of two faults is named first may depend on the cut), and what is handed out
+ * must lie within what was read. The first two bytes say where the cut is. */
 #include <http/parse.h>
 #include <stdlib.h>
 #include <string.h>
@@ -9,7 +9,6 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
 
 struct result {
     enum http_parse_end end;
-    int status;
     size_t taken, n_done, body_bytes, n_fields;
 };
 
@@ -45,7 +44,7 @@ static void feed(struct http_parse *p, struct result *r, const uint8_t *data, si
         at += used;
         r->taken += used;
         if (r->end == HTTP_PARSE_BAD)
-            r->status = p->http_status;
+            sl_assert(p->http_status >= 400 && p->http_status < 600 && p->err.status != SL_OK);
         if (r->end != HTTP_PARSE_DONE)
             continue;
         check_done(p);
@@ -79,7 +78,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
     size -= 2;
     struct result a = run(data, size, size);
     struct result b = run(data, size, size ? cut % size : 0);
-    sl_assert(a.n_done == b.n_done && a.status == b.status);
+    sl_assert(a.n_done == b.n_done);
     sl_assert(a.body_bytes == b.body_bytes && a.n_fields == b.n_fields);
     sl_assert((a.end == HTTP_PARSE_BAD) == (b.end == HTTP_PARSE_BAD));
     return 0;

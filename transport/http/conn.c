@@ -141,7 +141,7 @@ static void hand_over(struct http_conn *c)
     c->state = HTTP_CONN_BUSY;
     c->keep_alive = c->req->parse.keep_alive;
     s->n_busy++;
-    http_conn_wait(c, HTTP_N_WAITS);
+    http_conn_wait_busy(c);
     sl_metric_add(&http_m_requests, 1);
     s->handler.on_request(s->handler.ctx, c->req);
 }

@@ -5,7 +5,23 @@
  * end. Between request and answer the connection stays watched, so a client that goes away is
  * noticed at once (on_close). Every request that was handed to the handler ends with exactly one
  * on_close call, after the last byte was sent or the client was lost; the request object dies
- * after it. */
+ * after it.
+ *
+ * A FIN while the answer is not complete counts as gone: a client that half-closes after its
+ * request is answered only if the handler answered within on_request. Pipelined requests are
+ * answered in order, one at a time; 32 KiB of them are kept while one is in progress, then reading
+ * pauses and a lost peer is noticed by looking at the socket ten times a second (not at all while
+ * its FIN stands behind bytes that were not read).
+ *
+ * What a handler queues is sent at the end of the loop's round, in one write. on_request and
+ * on_drain may be called from there. No callback is made while the handler is inside a function of
+ * this header, but for on_close in sl_http_server_close; that one must not be called from a
+ * callback of the server.
+ *
+ * A request that breaks the framing rules, passes a limit or misses a deadline never reaches the
+ * handler: the server answers (400, 408, 413, 414, 415, 417, 431, 505) with `Connection: close`,
+ * looks at nothing behind it, and closes. `err->status` of error_body is the nearest of
+ * SL_STATUS_TABLE; the status line may be finer (414, 417, 505). */
 #ifndef SLUICE_TRANSPORT_HTTP_SERVER_H
 #define SLUICE_TRANSPORT_HTTP_SERVER_H
 
@@ -25,13 +41,13 @@ struct sl_http_handler {
     /* A stream that was full (sl_http_stream_write returned false) has room again. */
     void (*on_drain)(void *ctx, struct sl_http_req *req);
     /* Body of the error answers that the server itself sends (bad framing, limits, deadlines). */
-    void (*error_body)(void *ctx, const struct sl_err *err, struct sl_buf *out);
+    void (*error_body)(void *ctx, const struct sl_err *err, struct sl_buf *out); /* or NULL: text */
     void *ctx;
 };
 
 struct sl_http_config {
     const char *host;
-    uint16_t port;         /* 0: any; see sl_http_server_port */
+    uint16_t port;                            /* 0: any; see sl_http_server_port */
     const char *tls_cert_file, *tls_key_file; /* NULL: plain */
 };
 
@@ -45,7 +61,8 @@ void sl_http_server_drain(struct sl_http_server *s);
 uint32_t sl_http_server_busy(const struct sl_http_server *s); /* requests not yet closed */
 void sl_http_server_close(struct sl_http_server *s);          /* at once; on_close is called */
 
-/* Borrowed until on_close. The path is the raw origin-form path without the query. */
+/* Borrowed until on_close. The path is the raw origin-form path without the query; of an absolute
+ * form the path alone; `*` for OPTIONS *. The method is any token, not only known ones. */
 struct sl_str sl_http_method(const struct sl_http_req *r);
 struct sl_str sl_http_path(const struct sl_http_req *r);
 struct sl_str sl_http_query(const struct sl_http_req *r);
