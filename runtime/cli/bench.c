@@ -1,6 +1,8 @@
 /* sluice bench: load tests and benchmarks; each kind has its own options. */
 #include "cli.h"
 
+#include <sluice/bench/bench.h>
+
 #include <stdio.h>
 #include <string.h>
 
@@ -15,7 +17,7 @@ static const struct {
     const char *name;
     int (*run)(int argc, char **argv, char *const *env);
 } kinds[] = {
-    {"requantize", sl_cli_requantize}, {"serve", not_implemented},   {"offline", not_implemented},
+    {"requantize", sl_cli_requantize}, {"serve", sl_bench_serve},    {"offline", not_implemented},
     {"ops", not_implemented},          {"comm", not_implemented},    {"scale", not_implemented},
     {"faults", not_implemented},       {"compare", not_implemented}, {"report", not_implemented},
 };
