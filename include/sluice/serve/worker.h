@@ -1,9 +1,9 @@
 /* A worker: one model on one engine, offered to one or more routers over the bus.
  *
- * Two threads: the engine's, and this one, which owns the bus. So heartbeats go out and cancels come
- * in while a long step runs. Each engine step becomes one STEP message per router. Requests are
- * known by (link, id), so ids of different routers may collide; every output carries the epoch of
- * its SUBMIT. A router that is lost takes its requests with it.
+ * Two threads: the engine's, and this one, which owns the bus. So heartbeats go out and cancels
+ * come in while a long step runs. Each engine step becomes one STEP message per router. Requests
+ * are known by (link, id), so ids of different routers may collide; every output carries the epoch
+ * of its SUBMIT. A router that is lost takes its requests with it.
  *
  * Signals (after the model is loaded; before, SIGTERM ends the process at once): SIGTERM drains,
  * a second one stops. A supervised worker ignores SIGINT and drains on its supervisor's word only
