@@ -459,6 +459,40 @@ static void test_force_preempt(void **state)
     sl_sched_close(s);
 }
 
+/* Preempted SL_SCHED_SHIELD times, the lowest priority keeps its pages and the others give way. */
+static void test_shield(void **state)
+{
+    (void)state;
+    for (uint32_t n_forced = 0; n_forced <= SL_SCHED_SHIELD; n_forced++) {
+        struct sl_sched_config c = base;
+        c.n_pages = 6;
+        c.max_len = 24;
+        c.prefix_cache = false;
+        struct sl_sched *s = open_with(c);
+        struct sl_sched_request r = request(1, 3, 0, 20);
+        r.priority = 9;
+        submit(s, &r);
+        for (uint32_t i = 0; i < n_forced; i++) {
+            sl_sched_force_preempt(s, 1);
+            step(s, 64);
+        }
+        for (uint32_t i = n_forced; i < SL_SCHED_SHIELD; i++)
+            step(s, 64);
+        submit_plain(s, 2, 3, 20); /* arrived later, but first by priority */
+        const struct sl_plan *p = sl_sched_plan(s, 64, 0);
+        uint64_t n_before = stats(s).n_preempted;
+        while (stats(s).n_preempted == n_before) {
+            commit(s, 0);
+            p = sl_sched_plan(s, 64, 0);
+        }
+        bool shielded = n_before >= SL_SCHED_SHIELD;
+        assert_int_equal(rows_of(p, 1) != 0, shielded);
+        assert_int_equal(rows_of(p, 2) != 0, !shielded);
+        commit(s, 0);
+        sl_sched_close(s);
+    }
+}
+
 /* --- order ------------------------------------------------------------------------------------ */
 
 /* With one place, the order in which requests run. */
@@ -554,6 +588,7 @@ static void test_aging(void **state)
         }
         const struct sl_plan *p = sl_sched_plan(s, 64, now);
         admissions += now >= SL_SCHED_AGE_NS;
+        assert_true(admissions <= SL_SCHED_AGE_TURN * 3);
         if (p->id[0] < 100) {
             assert_true(now >= SL_SCHED_AGE_NS);
             assert_int_equal(p->id[0], ++done); /* oldest first */
@@ -687,6 +722,7 @@ int main(void)
         cmocka_unit_test(test_victims),
         cmocka_unit_test(test_two_exceed_the_pool),
         cmocka_unit_test(test_force_preempt),
+        cmocka_unit_test(test_shield),
         cmocka_unit_test(test_order),
         cmocka_unit_test(test_fair_between_tenants),
         cmocka_unit_test(test_aging),

@@ -5,13 +5,13 @@
  * recompute when pages run out, and ends by the engine's word, a cancel or its deadline.
  * Usage each step: plan -> (engine computes, samples) -> commit. Time is an argument.
  *
- * Order. Decodes are served before prefills, in turn when the budget is below their number. Waiting
- * requests: lower priority first; within it the preempted, then the tenant served least, then
- * arrival. The first that does not fit holds back the rest. Nothing starves: once the oldest waiting
- * request has waited SL_SCHED_AGE_NS, every SL_SCHED_AGE_TURN-th admission at the latest is its, so a
- * request with p older ones waiting is admitted after at most SL_SCHED_AGE_NS and
- * SL_SCHED_AGE_TURN * (p + 1) admissions. A request admitted so, or preempted SL_SCHED_SHIELD times,
- * is shielded: prefilled before every priority and preempted only for an older shielded one.
+ * Order. Decodes are served before prefills, in turn when the budget is below their number.
+ * Waiting requests: lower priority first; within it the preempted, then the tenant served least,
+ * then arrival. The first that does not fit holds back the rest. Nothing starves: once the oldest
+ * waiting request has waited SL_SCHED_AGE_NS, every SL_SCHED_AGE_TURN-th admission at the latest is
+ * its, so that a request with p older ones waiting is admitted after at most SL_SCHED_AGE_NS and
+ * SL_SCHED_AGE_TURN * (p + 1) admissions. A request admitted so, or preempted SL_SCHED_SHIELD
+ * times, is shielded: prefilled before every priority, preempted only for an older shielded one.
  *
  * Preemption takes the unshielded first, then the lowest priority, then the latest arrival, never
  * the only runner; so the first in rank always goes on and everything ends.
@@ -69,7 +69,14 @@ struct sl_plan {
     uint64_t step;              /* counts from 1 */
 };
 
-enum sl_end { SL_END_NONE, SL_END_STOP, SL_END_LENGTH, SL_END_CANCELLED, SL_END_DEADLINE, SL_END_ERROR };
+enum sl_end {
+    SL_END_NONE,
+    SL_END_STOP,
+    SL_END_LENGTH,
+    SL_END_CANCELLED,
+    SL_END_DEADLINE,
+    SL_END_ERROR
+};
 
 /* What the engine sampled for logit row i. */
 struct sl_sampled_token {
