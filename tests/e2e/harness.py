@@ -85,11 +85,14 @@ class Server:
         c.request("POST", path, json.dumps(dict(body, stream=True)), {"Content-Type": "application/json"})
         r = c.getresponse()
         assert r.status == 200, (r.status, r.read())
-        for line in r:
-            line = line.decode().rstrip("\n")
-            if line.startswith("data: "):
-                yield line[6:] if line == "data: [DONE]" else json.loads(line[6:])
-        c.close()
+        try:
+            for line in r:
+                line = line.decode().rstrip("\n")
+                if line.startswith("data: "):
+                    yield line[6:] if line == "data: [DONE]" else json.loads(line[6:])
+        finally:
+            r.close()
+            c.close()
 
     def raw(self, data, limit=10):
         """Sends bytes, returns all that comes until the server closes (or the limit passes)."""

@@ -238,8 +238,9 @@ static void preemption_does_not_matter(void **state)
     struct sl_engine *e = open_engine(&cfg);
     sl_engine_info(e, &info);
     sl_engine_close(e);
-    cfg.kv_bytes = info.kv_bytes / info.n_pages * 14; /* two of the longest requests */
-    cfg.max_len = 200;
+    cfg.kv_bytes = info.kv_bytes / info.n_pages * 12; /* 192 positions: two requests or so */
+    cfg.max_len = 144;
+    cfg.page_size = 4; /* so that answers grow by several pages */
     e = open_engine(&cfg);
     run_all(e, a, true, false);
     expect_same(a, "few pages");
