@@ -113,7 +113,7 @@ static float *attend(struct sl_backend *b, const struct model *m, const struct i
 
 static const struct model models[] = {
     {9, 3, 64, 16, SL_F16},  {4, 4, 32, 32, SL_F32}, {8, 2, 128, 64, SL_BF16}, {6, 1, 80, 8, SL_I8},
-    {2, 1, 40, 256, SL_F16}, {3, 3, 96, 128, SL_I8}, {70, 1, 32, 16, SL_F32},
+    {2, 1, 40, 256, SL_F16}, {3, 3, 96, 128, SL_I8}, {52, 1, 32, 16, SL_F32},
 };
 #define N_MODELS (sizeof models / sizeof *models)
 
@@ -122,7 +122,7 @@ static void scalar_agrees_with_the_reference(void **state)
     (void)state;
     struct sl_backend *ref = open_ref(), *scalar = open_scalar();
     for (size_t i = 0; i < N_MODELS; i++) {
-        uint32_t n_pos = i == 0 ? 530 : 70;
+        uint32_t n_pos = i == 0 ? 270 : 70;
         struct input in = make_input(&models[i], n_pos, (uint32_t)i);
         float *a = attend(ref, &models[i], &in, n_pos, false);
         float *b = attend(scalar, &models[i], &in, n_pos, false);
@@ -144,7 +144,7 @@ static void every_form_and_chunking_gives_the_same_bits(void **state)
     static const uint32_t chunks[] = {1, 7, 48, 256, 1000};
     struct sl_backend *scalar = open_scalar();
     for (size_t i = 0; i < N_MODELS; i++) {
-        uint32_t n_pos = i == 0 ? 800 : i == 3 ? 530 : 280;
+        uint32_t n_pos = i == 0 ? 530 : 270;
         struct input in = make_input(&models[i], n_pos, (uint32_t)i);
         size_t n = (size_t)n_pos * models[i].n_heads * models[i].head_dim;
         float *want = attend(scalar, &models[i], &in, n_pos, false);
@@ -152,7 +152,7 @@ static void every_form_and_chunking_gives_the_same_bits(void **state)
             struct sl_backend *form = open_form(&exact_forms[f]);
             if (!form)
                 continue;
-            for (size_t c = f; c < f + 3; c++) {
+            for (size_t c = f; c < f + 2; c++) {
                 /* Poisoned pages: only what was written may be read. */
                 float *got = attend(form, &models[i], &in, chunks[c % 5], true);
                 if (memcmp(want, got, n * sizeof *want) != 0)
