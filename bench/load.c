@@ -29,8 +29,10 @@ struct stream {
 
 void bench_records_free(struct bench_record *r, size_t n)
 {
-    for (size_t i = 0; r && i < n; i++)
+    for (size_t i = 0; r && i < n; i++) {
         free(r[i].itl_s);
+        sl_buf_free(&r[i].text);
+    }
     free(r);
 }
 
@@ -71,6 +73,15 @@ static bool carries_token(const struct sl_json *choice)
         return true;
     return !member(choice, "finish_reason", SL_JSON_STRING) &&
            !member(delta, "role", SL_JSON_STRING);
+}
+
+static void keep_text(struct bench_record *r, const struct sl_json *choice)
+{
+    const struct sl_json *delta = member(choice, "delta", SL_JSON_OBJECT);
+    const struct sl_json *text =
+        delta ? member(delta, "content", SL_JSON_STRING) : member(choice, "text", SL_JSON_STRING);
+    if (text)
+        sl_buf_append(&r->text, sl_json_str(text).data, sl_json_str(text).len);
 }
 
 static void note_token(struct bench_record *r, uint64_t now_ns)
@@ -119,11 +130,15 @@ bool bench_record_event(struct bench_record *r, struct sl_str data, uint64_t now
     const struct sl_json *choices = member(v, "choices", SL_JSON_ARRAY);
     const struct sl_json *error =
         sl_json_kind(v) == SL_JSON_OBJECT ? sl_json_get(v, "error") : NULL;
+    const struct sl_json *choice =
+        choices && sl_json_len(choices) > 0 ? sl_json_at(choices, 0) : NULL;
     bool failed = error && sl_json_kind(error) != SL_JSON_NULL;
     if (failed)
         set_error(r, data);
-    else if (choices && sl_json_len(choices) > 0 && carries_token(sl_json_at(choices, 0)))
+    else if (choice && carries_token(choice))
         note_token(r, now_ns);
+    if (choice)
+        keep_text(r, choice);
     note_usage(r, member(v, "usage", SL_JSON_OBJECT));
     sl_json_free(v);
     return !failed;

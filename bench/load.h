@@ -22,7 +22,8 @@ struct bench_record {
     bool has_usage, ok, done;
     long http;
     char error[160];
-    double *itl_s; /* gaps between chunks with tokens; freed by bench_records_free */
+    struct sl_buf text; /* what was generated */
+    double *itl_s;      /* gaps between chunks with tokens; freed by bench_records_free */
     size_t n_itl, itl_max;
 };
 void bench_records_free(struct bench_record *r, size_t n);

@@ -237,7 +237,7 @@ enum sl_status bench_result_figures(const struct bench_result_spec *spec,
     double *ttft = sample(TTFT, r, n, &count);
     double limit = ttft ? LAG_SHARE_MAX * bench_percentile(ttft, count, 50) : 0;
     free(ttft);
-    bench_figure_add(out, find(out, "p99_dispatch_lag_ms") > limit, "degraded");
+    bench_figure_add(out, t.completed > 0 && find(out, "p99_dispatch_lag_ms") > limit, "degraded");
     return SL_OK;
 }
 

@@ -67,6 +67,8 @@ static void put_records(struct sl_buf *out, const struct bench_record *r, size_t
     PUT_LIST(out, "start_times", n, i, put_real(out, seconds(0, r[i].intended_ns)));
     PUT_LIST(out, "send_times", n, i, put_real(out, seconds(0, r[i].sent_ns)));
     PUT_LIST(out, "end_times", n, i, put_real(out, seconds(0, r[i].end_ns)));
+    PUT_LIST(out, "generated_texts", n, i,
+             sl_buf_json_str(out, r[i].text.data ? r[i].text.data : "", r[i].text.len));
     PUT_LIST(out, "http_statuses", n, i, sl_buf_printf(out, "%ld", r[i].http));
     PUT_LIST(out, "errors", n, i, put_str(out, r[i].error));
 }

@@ -55,6 +55,7 @@ static void events_are_counted(void **state)
     }
     assert_true(r->first_ns == 2 * MS && r->last_ns == 7 * MS && r->n_itl == 5);
     assert_true(r->itl_s[0] == 0.001 && r->n_in == 5 && r->n_out == 7 && r->done);
+    assert_string_equal(r->text.data, "Hi youend");
     assert_non_null(strstr(r->error, "boom"));
     assert_false(bench_record_event(r, SL_STR("{not json"), MS));
     bench_records_free(r, 1);
