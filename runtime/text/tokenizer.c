@@ -74,8 +74,7 @@ static bool ends_generation(const struct vocab *v, uint32_t id)
         "<|endofturn|>",
         "<EOT>",
         "<|EOT|>",
-        "<\xef\xbd\x9c"
-        "end\xe2\x96\x81of\xe2\x96\x81sentence\xef\xbd\x9c>",
+        "<｜end▁of▁sentence｜>",
     };
     if (v->kind[id] != TOKEN_CONTROL)
         return false;
