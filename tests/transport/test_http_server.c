@@ -319,6 +319,10 @@ static void test_port_in_use(void **state)
     struct sl_err err;
     assert_int_equal(sl_http_server_open(loop, &cfg, &h, &s, &err), SL_PORT_IN_USE);
     assert_non_null(strstr(err.msg, "already in use"));
+    cfg.host = "localhost";
+    assert_int_equal(sl_http_server_open(loop, &cfg, &h, &s, &err), SL_PORT_IN_USE);
+    cfg.host = NULL; /* never all interfaces by default */
+    assert_int_equal(sl_http_server_open(loop, &cfg, &h, &s, &err), SL_CONFIG);
     cfg.host = "192.0.2.1"; /* documentation range: never ours */
     assert_int_equal(sl_http_server_open(loop, &cfg, &h, &s, &err), SL_CONFIG);
     cfg.host = "not a host";

@@ -8,6 +8,7 @@
 #include <netinet/in.h>
 #include <sluice/base/log.h>
 #include <sluice/base/metrics.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/socket.h>
@@ -219,19 +220,31 @@ static int listen_on(const struct addrinfo *a)
     return -e;
 }
 
+/* IPv4 first: a name that has both would otherwise listen where few clients look. */
+static int resolve(const char *host, const char *port, struct addrinfo **list)
+{
+    struct addrinfo hints = {
+        .ai_family = AF_INET, .ai_socktype = SOCK_STREAM, .ai_flags = AI_PASSIVE | AI_NUMERICSERV};
+    if (getaddrinfo(host, port, &hints, list) == 0)
+        return 0;
+    hints.ai_family = AF_UNSPEC;
+    return getaddrinfo(host, port, &hints, list);
+}
+
 static enum sl_status open_listener(const struct sl_http_config *cfg, int *fd, struct sl_err *err)
 {
-    struct addrinfo hints = {.ai_socktype = SOCK_STREAM, .ai_flags = AI_PASSIVE | AI_NUMERICSERV};
     struct addrinfo *list = NULL;
     char port[8];
+    if (!cfg->host)
+        return sl_fail(err, SL_CONFIG, "http: no host to listen on");
     snprintf(port, sizeof(port), "%u", (unsigned)cfg->port);
-    int rc = getaddrinfo(cfg->host, port, &hints, &list);
+    int rc = resolve(cfg->host, port, &list);
     if (rc)
         return sl_fail(err, SL_CONFIG, "http: host '%s' is unknown: %s", cfg->host,
                        gai_strerror(rc));
     int got = -EADDRNOTAVAIL;
-    for (struct addrinfo *a = list; a && got < 0; a = a->ai_next)
-        got = listen_on(a);
+    for (struct addrinfo *a = list; a && got == -EADDRNOTAVAIL; a = a->ai_next)
+        got = listen_on(a); /* a busy port is an error, not a reason to try the next address */
     freeaddrinfo(list);
     if (got < 0)
         return bind_failed(-got, cfg, err);
