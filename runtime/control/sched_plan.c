@@ -110,6 +110,22 @@ static void adopt_cached(struct sl_sched *s, struct sl_seq *q)
     }
 }
 
+/* Whether another prompt of this step completes the very page q would go on with: q then waits for
+ * its commit and takes the page from the cache instead of computing it as well. */
+static bool is_in_making(const struct sl_sched *s, const struct sl_seq *q)
+{
+    uint32_t i = q->n_computed / s->cfg.page_size;
+    if (i >= shareable_pages(s, q))
+        return false;
+    for (struct sl_list *l = s->prefills.next; l != &s->prefills; l = l->next) {
+        const struct sl_seq *o = SL_ENTRY(l, struct sl_seq, link);
+        if (o->want && i < o->n_keys && (o->n_computed + o->want) / s->cfg.page_size > i &&
+            !memcmp(o->keys[i], q->keys[i], sizeof q->keys[i]))
+            return true;
+    }
+    return false;
+}
+
 /* --- rows ------------------------------------------------------------------------------------- */
 
 /* Served ones go to the back, so that a budget below their number reaches everybody in turn. */
@@ -130,6 +146,8 @@ static void plan_decodes(struct sl_sched *s)
 /* As many rows of the prompt as budget and pages allow. */
 static void plan_chunk(struct sl_sched *s, struct sl_seq *q)
 {
+    if (is_in_making(s, q))
+        return;
     uint32_t want = q->n_tokens - q->n_computed;
     if (want > s->rows_left)
         want = s->rows_left;

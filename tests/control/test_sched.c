@@ -302,19 +302,44 @@ static void test_cache_after_commit(void **state)
     (void)state;
     struct sl_sched *s = open_with(base);
     struct sl_sched_request a = request(1, 40, 100, 2), b = request(2, 40, 100, 2);
+    a.priority = 1;
     submit(s, &a);
     submit(s, &b);
-    const struct sl_plan *p = sl_sched_plan(s, 46, 0);
-    assert_int_equal(rows_of(p, 1), 40);
-    assert_int_equal(rows_of(p, 2), 6); /* 1 is in flight: nothing to find */
-    assert_int_equal(sl_sched_cached_tokens(s, 2), 0);
+    const struct sl_plan *p = sl_sched_plan(s, 6, 0); /* 2 by priority: a page and a half */
+    assert_int_equal(rows_of(p, 2), 6);
+    commit(s, 0);
+    p = sl_sched_plan(s, 40, 0);
+    assert_int_equal(rows_of(p, 2), 34);
+    assert_int_equal(rows_of(p, 1), 0); /* its second page is in the making */
+    assert_int_equal(sl_sched_cached_tokens(s, 1), 4);
     commit(s, 0);
     p = sl_sched_plan(s, 46, 0);
-    assert_int_equal(rows_of(p, 1), 1);
-    assert_int_equal(rows_of(p, 2), 4); /* the last page */
-    assert_int_equal(sl_sched_cached_tokens(s, 2), 30);
+    assert_int_equal(rows_of(p, 2), 1);
+    assert_int_equal(rows_of(p, 1), 4); /* the last page */
+    assert_int_equal(sl_sched_cached_tokens(s, 1), 36);
     commit(s, 0);
     sl_sched_close(s);
+}
+
+/* Of equal prompts that arrive together one is computed; the others take its pages a step later,
+ * or compute theirs themselves when it failed. */
+static void test_equal_prompts(void **state)
+{
+    (void)state;
+    for (uint32_t fails = 0; fails < 2; fails++) {
+        struct sl_sched *s = open_with(base);
+        for (uint64_t id = 1; id <= 4; id++) {
+            struct sl_sched_request r = request(id, 14, 100, 9);
+            submit(s, &r);
+        }
+        assert_int_equal(sl_sched_plan(s, 64, 0)->n_tok, 14);
+        struct sl_sampled_token out = {0, fails ? SL_END_ERROR : SL_END_NONE};
+        sl_sched_commit(s, &out, 0);
+        check(s);
+        assert_int_equal(sl_sched_plan(s, 64, 0)->n_tok, fails ? 14 : 1 + 3 * 2);
+        commit(s, 0);
+        sl_sched_close(s);
+    }
 }
 
 /* What a failed or cancelled step computed is never found. */
@@ -717,6 +742,7 @@ int main(void)
         cmocka_unit_test(test_resumed),
         cmocka_unit_test(test_cache_hits),
         cmocka_unit_test(test_cache_after_commit),
+        cmocka_unit_test(test_equal_prompts),
         cmocka_unit_test(test_cache_not_after_failure),
         cmocka_unit_test(test_cache_eviction),
         cmocka_unit_test(test_victims),

@@ -13,6 +13,10 @@
  * SL_SCHED_AGE_TURN * (p + 1) admissions. A request admitted so, or preempted SL_SCHED_SHIELD
  * times, is shielded: prefilled before every priority, preempted only for an older shielded one.
  *
+ * The prefix cache serves full pages, at admission and at every later chunk, and never the last
+ * token, whose logits are needed. A prompt waits a step where another one of the step completes the
+ * very page it would go on with: of equal prompts that arrive together one is computed.
+ *
  * Preemption takes the unshielded first, then the lowest priority, then the latest arrival, never
  * the only runner; so the first in rank always goes on and everything ends.
  *
