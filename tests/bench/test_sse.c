@@ -29,6 +29,7 @@ static const struct {
     {"data: a\r\n\r\ndata: b\r\n\r\n", "<a><b>"},
     {"data: a\r\rdata: b\r\r", "<a><b>"},
     {"data: one\ndata: two\n\n", "<one\ntwo>"},
+    {"data: one\r\ndata: two\r\n\r\n", "<one\ntwo>"},
     {"data:no space\n\ndata:  two spaces\n\n", "<no space>< two spaces>"},
     {"data\n\n", "<>"},
     {"data:\n\n", "<>"},
