@@ -15,7 +15,7 @@
 struct worker_options {
     struct engine_options engine;
     const char *connect, *curve_dir, *role, *site, *served_model_name, *log_format, *config;
-    int64_t supervised;
+    int64_t supervised, shutdown_timeout;
 };
 
 #define AT(field) .offset = offsetof(struct worker_options, field)
@@ -52,6 +52,13 @@ static const struct sl_option table[] = {
      .max = 4194304,
      .meta = "PID",
      .help = "started by `serve` with this process id: live and die with it"},
+    {.name = "shutdown-timeout",
+     .kind = SL_OPT_INT,
+     AT(shutdown_timeout),
+     .def = "30",
+     .max = 86400,
+     .meta = "SECONDS",
+     .help = "how long a drain may last"},
     {.name = "log-format",
      .kind = SL_OPT_CHOICE,
      AT(log_format),
@@ -106,7 +113,10 @@ static enum sl_status run(const struct worker_options *o, const char *operand, c
                                    .curve_dir = o->curve_dir,
                                    .role = o->role,
                                    .site = o->site,
-                                   .supervisor_pid = (int32_t)o->supervised};
+                                   .supervisor_pid = (int32_t)o->supervised,
+                                   .drain_ms = (uint32_t)o->shutdown_timeout * 1000};
+    if (!cfg.drain_ms)
+        cfg.drain_ms = 1; /* 0 would mean the default */
     char *connect = o->connect ? sl_arena_strndup(arena, o->connect, strlen(o->connect)) : NULL;
     struct sl_buf path = {0};
     char sha256[65];

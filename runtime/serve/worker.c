@@ -71,23 +71,20 @@ static void unwatch_signals(struct worker *w)
 static void on_term(struct worker *w, int32_t sender)
 {
     bool supervised = w->cfg->supervisor_pid != 0;
-    bool from_above = sender == w->cfg->supervisor_pid;
+    bool from_above = supervised && sender == w->cfg->supervisor_pid;
     bool first = w->n_terms++ == 0;
-    if (supervised && from_above && w->told) { /* one word, said twice */
+    if (from_above && w->told) { /* one word, said twice */
         w->told = false;
-        return;
-    }
-    if (w->draining || !first) {
+    } else if (!first) {
         struct sl_err err;
         sl_fail(&err, SL_DRAIN_DEADLINE, "worker was stopped with %u requests running",
                 w->n_requests);
         worker_stop(w, w->n_requests ? SL_DRAIN_DEADLINE : SL_OK, &err);
-        return;
-    }
-    if (supervised && !from_above)
+    } else if (supervised && !from_above) {
         sl_log(SL_LOG_INFO, "waiting for the supervisor's word to drain");
-    else
+    } else {
         worker_drain(w, "a signal");
+    }
 }
 
 static void read_signals(struct worker *w)

@@ -36,17 +36,19 @@
 #define STREAMS_MAX 128
 
 static char model_path[64];
+static uint32_t drain_ms; /* of the next worker; 0: the default */
 
 /* ---- the worker process ---- */
 
-/* argv: worker SUPERVISOR MODEL ENDPOINT... */
+/* argv: worker SUPERVISOR DRAIN_MS MODEL ENDPOINT... */
 static int worker_main(int argc, char **argv)
 {
     struct sl_err err = {0};
     sl_log_open(SL_LOG_TEXT, SL_LOG_ERROR, "worker");
-    struct sl_worker_config cfg = {.model_path = argv[3],
-                                   .connect = (const char *const *)(void *)&argv[4],
-                                   .n_connect = (uint32_t)(argc - 4),
+    struct sl_worker_config cfg = {.model_path = argv[4],
+                                   .connect = (const char *const *)(void *)&argv[5],
+                                   .n_connect = (uint32_t)(argc - 5),
+                                   .drain_ms = (uint32_t)atoi(argv[3]),
                                    .supervisor_pid = atoi(argv[2]),
                                    .engine = {.backend = "cpu",
                                               .n_threads = 1,
@@ -60,13 +62,14 @@ static int worker_main(int argc, char **argv)
 
 static pid_t start_worker(pid_t supervisor, const char *const *endpoints, uint32_t n)
 {
-    char pid_text[16];
-    const char *argv[16] = {"test", "worker", pid_text, model_path};
+    char pid_text[16], drain_text[16];
+    const char *argv[16] = {"test", "worker", pid_text, drain_text, model_path};
     char *env[] = {NULL};
     pid_t pid;
     snprintf(pid_text, sizeof pid_text, "%d", (int)supervisor);
+    snprintf(drain_text, sizeof drain_text, "%u", drain_ms);
     for (uint32_t i = 0; i < n; i++)
-        argv[4 + i] = endpoints[i];
+        argv[5 + i] = endpoints[i];
     char *const *args = (char *const *)(const void *)argv;
     assert_int_equal(posix_spawn(&pid, "/proc/self/exe", NULL, NULL, args, env), 0);
     return pid;
@@ -755,6 +758,40 @@ static void second_sigterm_stops(void **state)
     router_free(f.r);
 }
 
+/* A router's DRAIN and one SIGTERM are still a polite request. */
+static void sigterm_after_drain_is_the_first(void **state)
+{
+    (void)state;
+    struct fixture f = start(0);
+    struct sl_msg drain = {.kind = SL_MSG_DRAIN};
+    struct stream *s = submit_a(f.r, 1, 300);
+    UNTIL(f.r, s->n > 0);
+    tell(f.r, &drain);
+    struct stream *late = submit_b(f.r, 2, 5);
+    UNTIL(f.r, late->end);
+    kill(f.worker, SIGTERM);
+    UNTIL(f.r, s->end && f.r->n_byes == 1);
+    assert_int_equal(s->n, 300);
+    assert_int_equal(exit_code(f.worker), 0);
+    router_free(f.r);
+}
+
+/* A stream that does not end in time is cut, and the exit code says so. */
+static void drain_has_a_deadline(void **state)
+{
+    (void)state;
+    drain_ms = 20;
+    struct fixture f = start(0);
+    drain_ms = 0;
+    struct stream *s = submit_a(f.r, 1, 2000);
+    UNTIL(f.r, s->n > 0);
+    kill(f.worker, SIGTERM);
+    UNTIL(f.r, f.r->n_byes == 1);
+    assert_int_equal(exit_code(f.worker), sl_status_row(SL_DRAIN_DEADLINE)->exit_code);
+    assert_true(s->n < 2000);
+    router_free(f.r);
+}
+
 /* A SIGTERM that does not come from this process. */
 static void kill_from_elsewhere(pid_t worker, int signum)
 {
@@ -861,7 +898,7 @@ static int remove_model(void **state)
 
 int main(int argc, char **argv)
 {
-    if (argc > 4 && !strcmp(argv[1], "worker"))
+    if (argc > 5 && !strcmp(argv[1], "worker"))
         return worker_main(argc, argv);
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(announces_itself),
@@ -880,6 +917,8 @@ int main(int argc, char **argv)
         cmocka_unit_test(garbage_is_skipped),
         cmocka_unit_test(drain_finishes_streams),
         cmocka_unit_test(sigterm_drains),
+        cmocka_unit_test(sigterm_after_drain_is_the_first),
+        cmocka_unit_test(drain_has_a_deadline),
         cmocka_unit_test(second_sigterm_stops),
         cmocka_unit_test(supervised_worker_waits_for_the_word),
         cmocka_unit_test(dies_with_its_supervisor),
