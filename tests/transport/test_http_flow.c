@@ -32,7 +32,7 @@ static void test_slow_header(void **state)
     (void)state;
     static const char *const starts[] = {"G", "GET / HTTP/1.1\r\nHost:", "\r", "GET /\r"};
     struct http_tuning t = quick();
-    t.header_ms = 50;
+    t.header_ms = 300; /* longer than a busy machine takes from connect to send */
     struct fx f;
     fx_open(&f, &t, NULL, NULL);
     double slow = sl_metric_value(&http_m_slow);
@@ -56,7 +56,7 @@ static void test_trickled_header(void **state)
 {
     (void)state;
     struct http_tuning t = quick();
-    t.header_ms = 60;
+    t.header_ms = 300;
     struct fx f;
     struct client c;
     fx_open(&f, &t, NULL, NULL);
@@ -116,12 +116,20 @@ static void test_idle_is_closed(void **state)
     fx_close(&f);
 }
 
+static void do_shorten(void *ctx)
+{
+    struct fx *f = ctx;
+    struct http_tuning t = quick();
+    t.idle_ms = t.header_ms = t.write_stall_ms = 20;
+    http_server_tune(f->server, &t);
+    sem_post(&f->called);
+}
+
 /* A request that is with its handler has no deadline here: that is the handler's business. */
 static void test_waiting_is_not_idle(void **state)
 {
     (void)state;
     struct http_tuning t = quick();
-    t.idle_ms = t.header_ms = t.write_stall_ms = 20;
     struct fx f;
     struct client c, idle;
     struct reply r;
@@ -129,6 +137,8 @@ static void test_waiting_is_not_idle(void **state)
     client_open(&c, &f);
     client_puts(&c, HOLD);
     fx_wait(&f.held);
+    sl_loop_post(f.loop, do_shorten, &f);
+    fx_wait(&f.called);
     for (int i = 0; i < 3; i++) { /* three idle clients time out one after the other meanwhile */
         client_open(&idle, &f);
         check_closed(&idle);
