@@ -156,34 +156,47 @@ struct order {
     uint32_t n;
     float max;
     uint32_t n_sorted; /* s->a[0 .. n_sorted) are the first of the order */
+    bool counted;
+    uint32_t count[ROW_THRESHOLDS]; /* once counted: logits no farther than far_steps from max */
 };
+
+static const float far_steps[ROW_THRESHOLDS] = {0.5f, 1, 2, 4, 8, 16, 32, 64};
+
+static void count_within(const struct order *o, const float far[ROW_THRESHOLDS],
+                         uint32_t count[ROW_THRESHOLDS])
+{
+    float at[ROW_THRESHOLDS];
+    for (unsigned k = 0; k < ROW_THRESHOLDS; k++)
+        at[k] = o->max - far[k];
+    o->s->ops->count(o->x, o->n, at, count);
+}
 
 /* A threshold that at least `want` logits reach, and not many more where they differ at all. Looks
  * at distances from the maximum: powers of two first, then eighths of what is left, twice. */
-static float threshold(const struct order *o, uint32_t want)
+static float threshold(struct order *o, uint32_t want)
 {
-    float near = 0, far[ROW_THRESHOLDS] = {0.5f, 1, 2, 4, 8, 16, 32, 64};
-    float found = -INFINITY;
-    for (unsigned round = 0; round < 3; round++) {
-        float at[ROW_THRESHOLDS];
-        uint32_t count[ROW_THRESHOLDS];
-        for (unsigned k = 0; k < ROW_THRESHOLDS; k++)
-            at[k] = o->max - far[k];
-        o->s->ops->count(o->x, o->n, at, count);
+    float near = 0, far[ROW_THRESHOLDS];
+    uint32_t count[ROW_THRESHOLDS];
+    if (!o->counted)
+        count_within(o, far_steps, o->count);
+    o->counted = true;
+    memcpy(far, far_steps, sizeof far);
+    memcpy(count, o->count, sizeof count);
+    for (unsigned round = 0;; round++) {
         unsigned k = 0;
         while (k < ROW_THRESHOLDS && count[k] < want)
             k++;
         if (k == ROW_THRESHOLDS)
-            return found;
-        found = at[k];
-        if (count[k] / 4 <= want)
-            return found;
+            return -INFINITY;
+        if (round == 2 || count[k] / 4 <= want + FEW)
+            return o->max - far[k];
         near = k ? far[k - 1] : near;
-        float width = (far[k] - near) / ROW_THRESHOLDS;
+        float width = (far[k] - near) / ROW_THRESHOLDS, end = far[k];
         for (k = 0; k < ROW_THRESHOLDS; k++)
             far[k] = near + width * (float)(k + 1);
+        far[ROW_THRESHOLDS - 1] = end; /* whatever the rounding, enough reach this one */
+        count_within(o, far, count);
     }
-    return found;
 }
 
 /* Sorts at least the first `want`, or all there are. */
