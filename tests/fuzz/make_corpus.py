@@ -1,0 +1,68 @@
+#!/usr/bin/env python3
+"""Writes the seed corpora beside this file. Usage: make_corpus.py TINY-MODEL-PROGRAM
+Small and few on purpose: one file for each thing a format can say."""
+import json
+import os
+import subprocess
+import sys
+
+HERE = os.path.dirname(os.path.abspath(__file__))
+
+
+def put(target, name, data):
+    folder = os.path.join(HERE, "corpus", target)
+    os.makedirs(folder, exist_ok=True)
+    with open(os.path.join(folder, name), "wb") as f:
+        f.write(data if isinstance(data, bytes) else data.encode())
+
+
+def main(tiny):
+    for dtype in ("f32", "q4_0"):
+        path = os.path.join(HERE, "corpus", "gguf", dtype)
+        os.makedirs(os.path.dirname(path), exist_ok=True)
+        subprocess.run([tiny, path, "--dtype", dtype, "--dim", "32", "--heads", "2", "--kv-heads", "1",
+                        "--layers", "1", "--ctx", "64"], check=True)
+
+    full = {"model": "m", "prompt": ["a", "b"], "max_tokens": 5, "temperature": 0.5, "top_p": 0.9,
+            "top_k": 40, "min_p": 0.1, "typical_p": 0.9, "presence_penalty": 1, "frequency_penalty": -1,
+            "repetition_penalty": 1.1, "seed": -7, "n": 2, "stop": ["x", "\u00e9"], "stop_token_ids": [1, 2],
+            "logit_bias": {"5": -100, "6": 3.5}, "logprobs": 3, "echo": True, "stream": True,
+            "stream_options": {"include_usage": True}, "ignore_eos": True, "min_tokens": 1, "user": "u",
+            "priority": -3, "cache_salt": "s", "return_token_ids": True}
+    put("json", "completion", json.dumps(full))
+    chat = {"messages": [{"role": "system", "content": "x"}, {"role": "user", "content": [
+        {"type": "text", "text": "y"}]}], "logprobs": True, "top_logprobs": 2, "max_completion_tokens": 9,
+        "chat_template_kwargs": {"a": [1, None, {"b": False}]}, "response_format": {"type": "text"}}
+    put("json", "chat", json.dumps(chat))
+    put("json", "ids", '{"prompt":[1,2,3],"stop":"\\ud83d\\ude00"}')
+    put("json", "guided", '{"prompt":"x","guided_json":{},"tools":[]}')
+    put("json", "depth", '{"a":' + "[" * 63 + "]" * 63 + "}")
+    put("json", "numbers", '{"n":1e2,"seed":9223372036854775807,"top_p":1E-400,"temprature":-0.0}')
+
+    golden = json.load(open(os.path.join(HERE, "..", "golden", "chat.json")))
+    for name, source in list(golden["templates"].items())[:40]:
+        put("template", name, source)
+    put("template", "with_vars", "{{ a[1:] | join('-') }}{% for k, v in b.items() %}{{ k ~ v }}{% endfor %}\0"
+        '{"a":["x","y","z"],"b":{"c":1}}')
+    put("template", "macro", "{% macro m(x, y=2) %}{{ x + y }}{% endmacro %}{{ m(1) }}{{ m(1, y=3) | string | length }}")
+    put("template", "loops", "{% for i in range(0, 9, 2) if i != 4 %}{{ loop.index0 }}{{ loop.last }}{% else %}e{% endfor %}")
+    put("template", "set", "{% set ns = namespace(n=0) %}{% for m in messages %}{% set ns.n = ns.n + 1 %}{% endfor %}{{ ns.n }}")
+    put("template", "deep", "{{ " + "(" * 40 + "1" + ")" * 40 + " }}")
+    put("template", "raise", "{{ raise_exception('no') }}")
+
+    for i, text in enumerate(["hello world", "  two  spaces\n\n\ttab", "it's we'll 123 4567", "\u00e9\u4e2d\u6587\U0001f600",
+                              "<|im_start|>user\nhi<|im_end|>", "a" * 300, "\u200d\ufe0f\u0301e\u0301", "x=1;\r\n\r\n#!/bin/sh"]):
+        put("tokenizer", str(i), text)
+
+    reqs = [b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n",
+            b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: 2\r\n\r\n{}GET / HTTP/1.1\r\nHost: y\r\n\r\n",
+            b"POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n2;a=b\r\n{}\r\n0\r\nT: v\r\n\r\n",
+            b"GET /a?b=c HTTP/1.0\r\n\r\n", b"HEAD http://h/p HTTP/1.1\r\nHost: h\r\nExpect: 100-continue\r\n\r\n",
+            b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 1\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+            b"GET / HTTP/1.1\r\nHost: x\r\nA: b\r\n c\r\n\r\n"]
+    for i, r in enumerate(reqs):
+        put("http", str(i), bytes([0, len(r) // 2 & 255]) + r)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])
