@@ -17,9 +17,11 @@ static const struct {
     const char *name;
     int (*run)(int argc, char **argv, char *const *env);
 } kinds[] = {
-    {"requantize", sl_cli_requantize}, {"serve", sl_bench_serve},    {"offline", not_implemented},
-    {"ops", not_implemented},          {"comm", not_implemented},    {"scale", not_implemented},
-    {"faults", not_implemented},       {"compare", not_implemented}, {"report", not_implemented},
+    {"requantize", sl_cli_requantize}, {"serve", sl_bench_serve},
+    {"offline", sl_cli_bench_offline}, {"ops", not_implemented},
+    {"comm", not_implemented},         {"scale", not_implemented},
+    {"faults", not_implemented},       {"compare", sl_cli_bench_compare},
+    {"report", not_implemented},
 };
 #define N_KINDS (sizeof kinds / sizeof *kinds)
 

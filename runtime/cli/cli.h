@@ -22,6 +22,8 @@ int sl_cli_ctl(int argc, char **argv, char *const *env);
 int sl_cli_requantize(int argc, char **argv, char *const *env);
 int sl_cli_pull(int argc, char **argv, char *const *env);
 int sl_cli_requantize(int argc, char **argv, char *const *env); /* `bench requantize IN OUT` */
+int sl_cli_bench_offline(int argc, char **argv, char *const *env);
+int sl_cli_bench_compare(int argc, char **argv, char *const *env);
 
 /* Prints "sluice: MESSAGE" to stderr; returns the status's exit code. */
 int sl_cli_fail(const struct sl_err *err);
