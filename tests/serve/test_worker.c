@@ -35,6 +35,8 @@
 #define TOKENS_MAX  2048
 #define STREAMS_MAX 128
 
+extern char **environ; /* sanitizers read their options from it */
+
 static char model_path[64];
 static uint32_t drain_ms; /* of the next worker; 0: the default */
 
@@ -64,14 +66,13 @@ static pid_t start_worker(pid_t supervisor, const char *const *endpoints, uint32
 {
     char pid_text[16], drain_text[16];
     const char *argv[16] = {"test", "worker", pid_text, drain_text, model_path};
-    char *env[] = {NULL};
     pid_t pid;
     snprintf(pid_text, sizeof pid_text, "%d", (int)supervisor);
     snprintf(drain_text, sizeof drain_text, "%u", drain_ms);
     for (uint32_t i = 0; i < n; i++)
         argv[5 + i] = endpoints[i];
     char *const *args = (char *const *)(const void *)argv;
-    assert_int_equal(posix_spawn(&pid, "/proc/self/exe", NULL, NULL, args, env), 0);
+    assert_int_equal(posix_spawn(&pid, "/proc/self/exe", NULL, NULL, args, environ), 0);
     return pid;
 }
 
