@@ -25,6 +25,9 @@ int sl_cli_requantize(int argc, char **argv, char *const *env); /* `bench requan
 int sl_cli_bench_offline(int argc, char **argv, char *const *env);
 int sl_cli_bench_compare(int argc, char **argv, char *const *env);
 
+/* What the manual page and the completion are made from; each stands in its verb's file. */
+extern const struct sl_verb_doc sl_doc_serve, sl_doc_router, sl_doc_worker, sl_doc_complete, sl_doc_chat, sl_doc_inspect, sl_doc_tokenize, sl_doc_doctor, sl_doc_health, sl_doc_ctl;
+
 /* Prints "sluice: MESSAGE" to stderr; returns the status's exit code. */
 int sl_cli_fail(const struct sl_err *err);
 

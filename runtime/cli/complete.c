@@ -307,6 +307,13 @@ static enum sl_status chat_here(const struct talk_options *o, const char *operan
 
 /* --- verbs ------------------------------------------------------------------------------------ */
 
+const struct sl_verb_doc sl_doc_complete = {.verb = "complete",
+                                            .operands = "[MODEL]",
+                                            .summary = "complete one prompt",
+                                            .table = complete_table,
+                                            .n_table =
+                                                sizeof complete_table / sizeof *complete_table};
+
 int sl_cli_complete(int argc, char **argv, char *const *env)
 {
     struct talk_options o = {0};
@@ -332,6 +339,12 @@ int sl_cli_complete(int argc, char **argv, char *const *env)
     sl_arena_free(&arena);
     return rc;
 }
+
+const struct sl_verb_doc sl_doc_chat = {.verb = "chat",
+                                        .operands = "[MODEL]",
+                                        .summary = "talk to a model in the terminal",
+                                        .table = chat_table,
+                                        .n_table = sizeof chat_table / sizeof *chat_table};
 
 int sl_cli_chat(int argc, char **argv, char *const *env)
 {

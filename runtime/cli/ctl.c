@@ -45,6 +45,12 @@ static enum sl_status ask(const char *base, const char *path, bool post, struct 
     return s;
 }
 
+const struct sl_verb_doc sl_doc_health = {.verb = "health",
+                                          .operands = "",
+                                          .summary = "probe a running server",
+                                          .table = health_table,
+                                          .n_table = sizeof health_table / sizeof *health_table};
+
 int sl_cli_health(int argc, char **argv, char *const *env)
 {
     struct ctl_options o = {0};
@@ -113,6 +119,12 @@ static enum sl_status run_ctl(const struct ctl_options *o, const char *what, str
     sl_buf_free(&answer);
     return s;
 }
+
+const struct sl_verb_doc sl_doc_ctl = {.verb = "ctl",
+                                       .operands = "ps|drain",
+                                       .summary = "look at and drain a running cluster",
+                                       .table = ctl_table,
+                                       .n_table = sizeof ctl_table / sizeof *ctl_table};
 
 int sl_cli_ctl(int argc, char **argv, char *const *env)
 {

@@ -78,6 +78,12 @@ static int examine(bool json)
     return s ? sl_cli_fail(&err) : 0;
 }
 
+const struct sl_verb_doc sl_doc_doctor = {.verb = "doctor",
+                                          .operands = "",
+                                          .summary = "what this machine can do",
+                                          .table = table,
+                                          .n_table = sizeof table / sizeof *table};
+
 int sl_cli_doctor(int argc, char **argv, char *const *env)
 {
     struct doctor_options o;

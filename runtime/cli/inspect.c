@@ -40,6 +40,12 @@ static enum sl_status inspect(const char *operand, const struct inspect_options 
     return status;
 }
 
+const struct sl_verb_doc sl_doc_inspect = {.verb = "inspect",
+                                           .operands = "[MODEL]",
+                                           .summary = "what is in a model file",
+                                           .table = table,
+                                           .n_table = sizeof table / sizeof *table};
+
 int sl_cli_inspect(int argc, char **argv, char *const *env)
 {
     struct sl_arena arena;

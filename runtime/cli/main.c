@@ -13,6 +13,7 @@ struct verb {
     const char *name;
     int (*run)(int argc, char **argv, char *const *env);
     const char *help;
+    const struct sl_verb_doc *doc; /* of its options */
 };
 
 static int not_implemented(int argc, char **argv, char *const *env)
@@ -32,32 +33,68 @@ static int version(int argc, char **argv, char *const *env)
 }
 
 static const struct verb verbs[] = {
-    {"serve", sl_cli_serve, "serve a model on this machine: router node and supervised workers"},
-    {"router", sl_cli_router, "a router node of a cluster"},
-    {"worker", sl_cli_worker, "a worker of a cluster"},
-    {"chat", sl_cli_chat, "talk to a model in the terminal"},
-    {"complete", sl_cli_complete, "complete one prompt"},
-    {"bench", sl_cli_bench, "load tests and benchmarks"},
-    {"inspect", sl_cli_inspect, "what is in a model file"},
-    {"tokenize", sl_cli_tokenize, "tokens of a text"},
-    {"doctor", sl_cli_doctor, "what this machine can do"},
-    {"plan", not_implemented, "memory and sharding before loading"},
-    {"keygen", not_implemented, "CURVE keys for the links of a cluster"},
-    {"health", sl_cli_health, "probe a running server"},
-    {"ctl", sl_cli_ctl, "look at and drain a running cluster"},
-    {"pull", sl_cli_pull, "fetch the default model and print its path"},
-    {"help", help, "this list"},
-    {"version", version, "the program's version"},
+    {"serve", sl_cli_serve, "serve a model on this machine: router node and supervised workers",
+     &sl_doc_serve},
+    {"router", sl_cli_router, "a router node of a cluster", &sl_doc_router},
+    {"worker", sl_cli_worker, "a worker of a cluster", &sl_doc_worker},
+    {"chat", sl_cli_chat, "talk to a model in the terminal", &sl_doc_chat},
+    {"complete", sl_cli_complete, "complete one prompt", &sl_doc_complete},
+    {"bench", sl_cli_bench, "load tests and benchmarks", NULL},
+    {"inspect", sl_cli_inspect, "what is in a model file", &sl_doc_inspect},
+    {"tokenize", sl_cli_tokenize, "tokens of a text", &sl_doc_tokenize},
+    {"doctor", sl_cli_doctor, "what this machine can do", &sl_doc_doctor},
+    {"plan", not_implemented, "memory and sharding before loading", NULL},
+    {"keygen", not_implemented, "CURVE keys for the links of a cluster", NULL},
+    {"health", sl_cli_health, "probe a running server", &sl_doc_health},
+    {"ctl", sl_cli_ctl, "look at and drain a running cluster", &sl_doc_ctl},
+    {"pull", sl_cli_pull, "fetch the default model and print its path", NULL},
+    {"help", help, "this list", NULL},
+    {"version", version, "the program's version", NULL},
 };
 #define N_VERBS (sizeof verbs / sizeof *verbs)
 
+static int print_out(struct sl_buf *b)
+{
+    if (b->len)
+        fwrite(b->data, 1, b->len, stdout);
+    sl_buf_free(b);
+    return 0;
+}
+
+/* help --man VERB: the manual page in roff; help --completion: a script for bash. */
+static int print_docs(const char *what, const char *word)
+{
+    struct sl_verb_doc docs[N_VERBS];
+    struct sl_buf b = {0};
+    size_t n = 0;
+    for (size_t i = 0; i < N_VERBS; i++) {
+        if (!verbs[i].doc)
+            continue;
+        docs[n++] = *verbs[i].doc;
+        if (!strcmp(what, "--man") && word && !strcmp(word, verbs[i].name)) {
+            sl_options_man(verbs[i].doc, &b);
+            return print_out(&b);
+        }
+    }
+    if (!strcmp(what, "--completion")) {
+        sl_options_complete(docs, n, &b);
+        return print_out(&b);
+    }
+    fputs("sluice: usage: sluice help [--man VERB | --completion]\n", stderr);
+    return sl_status_row(SL_USAGE)->exit_code;
+}
+
 static int help(int argc, char **argv, char *const *env)
 {
-    (void)argc, (void)argv, (void)env;
+    (void)env;
+    if (argc > 1 && !strncmp(argv[1], "--", 2) && strcmp(argv[1], "--help") != 0)
+        return print_docs(argv[1], argc > 2 ? argv[2] : NULL);
     puts("usage: sluice VERB [OPTIONS]\n");
     for (size_t i = 0; i < N_VERBS; i++)
         printf("  %-10s %s\n", verbs[i].name, verbs[i].help);
-    puts("\n`sluice VERB --help` lists a verb's options.");
+    puts("\n`sluice VERB --help` lists a verb's options; `sluice help --man VERB` prints its "
+         "manual page,"
+         "\n`sluice help --completion` the completion for bash.");
     return 0;
 }
 

@@ -175,6 +175,12 @@ static enum sl_status router(const struct serve_options *o, char *const *env,
     return s ? s : sl_node_run(&cfg, err);
 }
 
+const struct sl_verb_doc sl_doc_serve = {.verb = "serve",
+                                         .operands = "[MODEL]",
+                                         .summary = "serve a model on this machine",
+                                         .table = serve_table,
+                                         .n_table = sizeof serve_table / sizeof *serve_table};
+
 int sl_cli_serve(int argc, char **argv, char *const *env)
 {
     struct serve_options o = {0};
@@ -195,6 +201,12 @@ int sl_cli_serve(int argc, char **argv, char *const *env)
     sl_arena_free(&arena);
     return rc;
 }
+
+const struct sl_verb_doc sl_doc_router = {.verb = "router",
+                                          .operands = "--bind ENDPOINT",
+                                          .summary = "a router node of a cluster",
+                                          .table = router_table,
+                                          .n_table = sizeof router_table / sizeof *router_table};
 
 int sl_cli_router(int argc, char **argv, char *const *env)
 {

@@ -83,6 +83,12 @@ out:
     return r;
 }
 
+const struct sl_verb_doc sl_doc_tokenize = {.verb = "tokenize",
+                                            .operands = "",
+                                            .summary = "tokens of a text",
+                                            .table = table,
+                                            .n_table = sizeof table / sizeof *table};
+
 int sl_cli_tokenize(int argc, char **argv, char *const *env)
 {
     struct tokenize_options o;

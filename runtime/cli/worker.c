@@ -155,6 +155,12 @@ static char *const *own_env(int argc, char **argv, char *const *env, char **room
     return supervised ? room : env;
 }
 
+const struct sl_verb_doc sl_doc_worker = {.verb = "worker",
+                                          .operands = "[MODEL] --connect ENDPOINT",
+                                          .summary = "a worker of a cluster",
+                                          .table = table,
+                                          .n_table = sizeof table / sizeof *table};
+
 int sl_cli_worker(int argc, char **argv, char *const *env)
 {
     static char *room[ENV_MAX];

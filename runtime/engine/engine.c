@@ -80,6 +80,8 @@ static enum sl_status open_kv(struct sl_engine *e, const struct sl_engine_config
                              "kv cache of %llu bytes holds fewer than 2 pages of %llu bytes",
                              (unsigned long long)room, (unsigned long long)page_bytes);
     i->n_pages = (uint32_t)pages;
+    if (pages * i->page_size < i->max_len)
+        i->max_len = (uint32_t)pages * i->page_size; /* no sequence can be longer than the pool */
     struct sl_kv_config kv = sl_model_kv_config(m, i->page_size, i->n_pages, cfg->kv_dtype);
     enum sl_status status = e->backend->ops->kv_open(e->backend, &kv, &e->kv, err);
     i->kv_bytes = e->kv.bytes;
@@ -169,9 +171,11 @@ static enum sl_status open_parts(struct sl_engine *e, const struct sl_engine_con
     enum sl_status status = sl_model_read_config(cfg->gguf, &m, err);
     if (status || (status = open_backend(e, cfg, err)) || (status = plan_limits(e, cfg, &m, err)))
         return status;
+    if ((status = open_kv(e, cfg, &m, err)) || (status = open_sched(e, cfg, err)))
+        return status;
     status = sl_model_open(cfg->gguf, e->backend, e->info.max_batch_tokens, e->info.max_len,
                            e->info.max_seqs, cfg->progress, cfg->progress_ctx, &e->model, err);
-    if (status || (status = open_kv(e, cfg, &m, err)) || (status = open_sched(e, cfg, err)))
+    if (status)
         return status;
     e->info.weight_bytes = sl_model_weight_bytes(e->model);
     name_class(e, cfg, &m);
