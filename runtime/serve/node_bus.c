@@ -193,6 +193,16 @@ static bool keep_hello(struct peer *p, const struct sl_msg_hello *h)
     return true;
 }
 
+/* What it computed is somebody else's now; the link itself may stay. */
+static void peer_forget(struct node *n, struct peer *p, uint64_t now)
+{
+    if (p->joined)
+        sl_router_worker_down(n->router, p->key, now);
+    if (n->meta_link == p->key)
+        n->meta_link = 0;
+    peer_free(p);
+}
+
 static void on_hello(struct node *n, uint64_t key, const struct sl_msg_hello *h, uint64_t now)
 {
     if (h->version != SL_BUS_VERSION) {
@@ -209,7 +219,7 @@ static void on_hello(struct node *n, uint64_t key, const struct sl_msg_hello *h,
     }
     struct peer *p = find_peer(n, key);
     if (p)
-        node_peer_lost(n, p, now);
+        peer_forget(n, p, now);
     p = calloc(1, sizeof *p);
     if (!p)
         return;
@@ -231,12 +241,8 @@ static void on_hello(struct node *n, uint64_t key, const struct sl_msg_hello *h,
 
 void node_peer_lost(struct node *n, struct peer *p, uint64_t now)
 {
-    if (p->joined)
-        sl_router_worker_down(n->router, p->key, now);
-    if (n->meta_link == p->key)
-        n->meta_link = 0;
     sl_bus_drop(n->bus, p->key);
-    peer_free(p);
+    peer_forget(n, p, now);
     meta_start(n);
 }
 
@@ -346,8 +352,16 @@ void node_bus_tick(struct node *n, uint64_t now)
         return;
     n->ping_ns = now;
     struct sl_msg m = {.kind = SL_MSG_PING};
-    for (struct sl_list *l = n->peers.next; l != &n->peers; l = l->next)
-        sl_bus_send(n->bus, SL_ENTRY(l, struct peer, link)->key, &m, NULL);
+    struct sl_list *next;
+    for (struct sl_list *l = n->peers.next; l != &n->peers; l = next) {
+        next = l->next;
+        struct peer *p = SL_ENTRY(l, struct peer, link);
+        if (sl_bus_send(n->bus, p->key, &m, NULL)) { /* the link is gone: no need to wait */
+            sl_log(SL_LOG_WARN, "worker %u is gone", p->hello.pid);
+            node_peer_lost(n, p, now);
+            return;
+        }
+    }
 }
 
 void node_bus_say_drain(struct node *n)
