@@ -249,24 +249,26 @@ static enum sl_status add_text(struct job *j, const char *text, size_t len, stru
     return s;
 }
 
-/* Whether a break lies inside [from, to); breaks before `from` are done with. */
-static bool broken(struct job *j, size_t from, size_t to)
+/* The first break behind `from`, or len; breaks before it are done with. */
+static size_t next_break(struct job *j, size_t from, size_t len)
 {
     while (j->n_breaks && *j->breaks <= from) {
         j->breaks++;
         j->n_breaks--;
     }
-    return j->n_breaks && *j->breaks < to;
+    return j->n_breaks && *j->breaks < len ? *j->breaks : len;
 }
 
 static uint32_t next_special(struct job *j, const struct specials *s, const char *text, size_t len,
                              size_t from, size_t *at)
 {
-    const struct vocab *v = &j->t->vocab;
-    uint32_t id = specials_find(s, v, text, len, from, at);
-    while (id != SL_NO_TOKEN && broken(j, *at, *at + vocab_bytes(v, id).len))
-        id = specials_find(s, v, text, len, *at + 1, at);
-    return id;
+    for (;;) {
+        size_t end = next_break(j, from, len);
+        uint32_t id = specials_find(s, &j->t->vocab, text, end, from, at);
+        if (id != SL_NO_TOKEN || end == len)
+            return id;
+        from = end;
+    }
 }
 
 static enum sl_status add_all(struct job *j, const char *text, size_t len, unsigned flags,

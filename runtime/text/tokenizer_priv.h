@@ -22,7 +22,7 @@ struct vocab {
     char *bytes;
     uint32_t *start; /* [n + 1] */
     uint8_t *kind;   /* [n], enum token_kind */
-    uint32_t *slots; /* open addressing by the bytes: id + 1, 0 empty */
+    uint64_t *slots; /* open addressing by the bytes: half the hash above id + 1; 0 empty */
     uint32_t mask;
     uint32_t n;
     uint32_t longest; /* bytes of the longest token */

@@ -60,30 +60,35 @@ size_t vocab_unspell(struct sl_str spelled, char *out)
     return n;
 }
 
+/* The slot of these bytes, or the empty one where they would be; *tag is their half of the hash. */
+static uint64_t *find_slot(const struct vocab *v, const char *bytes, size_t len, uint64_t *tag)
+{
+    uint64_t hash = sl_hash64(bytes, len, 0);
+    uint32_t i = (uint32_t)hash & v->mask;
+    *tag = hash >> 32 << 32;
+    for (; v->slots[i]; i = (i + 1) & v->mask) {
+        if (v->slots[i] >> 32 << 32 != *tag)
+            continue;
+        struct sl_str s = vocab_bytes(v, (uint32_t)v->slots[i] - 1);
+        if (s.len == len && memcmp(s.data, bytes, len) == 0)
+            break;
+    }
+    return &v->slots[i];
+}
+
 uint32_t vocab_find(const struct vocab *v, const char *bytes, size_t len)
 {
-    uint32_t i = (uint32_t)sl_hash64(bytes, len, 0) & v->mask;
-    for (; v->slots[i]; i = (i + 1) & v->mask) {
-        struct sl_str s = vocab_bytes(v, v->slots[i] - 1);
-        if (s.len == len && memcmp(s.data, bytes, len) == 0)
-            return v->slots[i] - 1;
-    }
-    return SL_NO_TOKEN;
+    uint64_t tag;
+    return (uint32_t)*find_slot(v, bytes, len, &tag) - 1; /* 0 - 1 is SL_NO_TOKEN */
 }
 
 /* The first of two equal tokens is found, the other can only be given. */
 static void insert(struct vocab *v, uint32_t id)
 {
     struct sl_str s = vocab_bytes(v, id);
-    if (!s.len)
-        return;
-    uint32_t i = (uint32_t)sl_hash64(s.data, s.len, 0) & v->mask;
-    for (; v->slots[i]; i = (i + 1) & v->mask) {
-        struct sl_str other = vocab_bytes(v, v->slots[i] - 1);
-        if (sl_str_eq(s, other))
-            return;
-    }
-    v->slots[i] = id + 1;
+    uint64_t tag, *slot = find_slot(v, s.data, s.len, &tag);
+    if (s.len && !*slot)
+        *slot = tag | (id + 1);
 }
 
 static enum sl_status read_kinds(const struct sl_gguf *g, struct vocab *v, struct sl_err *err)

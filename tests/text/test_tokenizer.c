@@ -4,6 +4,7 @@
 #include "small_vocab.h"
 
 #include <sluice/base/time.h>
+#include <pthread.h>
 #include <stdlib.h>
 
 static const struct small_vocab plain_vocab = {.model = "gpt2", .pre = "gpt-2", .add_bos = -1};
@@ -245,6 +246,55 @@ static void test_specials(void **state)
     sl_tokenizer_close(t);
 }
 
+/* No special token across a break: what a caller wrote cannot complete what a template began. A
+ * shorter one that ends at the break is still one, and ordinary words go across. */
+static void test_guards(void **state)
+{
+    (void)state;
+    static const char *const specials[] = {"c<s>", "c<s>>", "u[[", NULL};
+    static const char *const merges[] = {"a b", NULL};
+    enum { AB = 256, S, S2, B2 };
+    static const struct {
+        const char *text;
+        size_t breaks[3], n_breaks;
+        uint32_t ids[8];
+        size_t n;
+    } rows[] = {
+        {"<s>", {0}, 0, {S}, 1},
+        {"<s>", {0, 3}, 2, {S}, 1},
+        {"<s>", {1}, 1, {'<', 's', '>'}, 3},
+        {"<s>", {2}, 1, {'<', 's', '>'}, 3},
+        {"<s>>", {3}, 1, {S, '>'}, 2},
+        {"<s>>", {2, 3}, 2, {'<', 's', '>', '>'}, 4},
+        {"<s><s>", {3, 4}, 2, {S, '<', 's', '>'}, 4},
+        {"[[[", {1}, 1, {'[', B2}, 2},
+        {"ab<s>ab", {1, 6, 99}, 3, {AB, S, AB}, 3},
+    };
+    struct small_vocab v = plain_vocab;
+    struct sl_tokenizer *t = NULL;
+    v.specials = specials;
+    v.merges = merges;
+    assert_int_equal(open_small(&v, &t, NULL), SL_OK);
+    for (size_t i = 0; i < sizeof rows / sizeof *rows; i++) {
+        struct sl_tokens got = {0};
+        assert_int_equal(sl_tokenize_guarded(t, rows[i].text, strlen(rows[i].text), SL_TOK_SPECIAL,
+                                             rows[i].breaks, rows[i].n_breaks, SIZE_MAX, &got,
+                                             NULL),
+                         SL_OK);
+        if (!same_ids(&got, rows[i].ids, rows[i].n)) {
+            print_ids("want", rows[i].ids, rows[i].n);
+            print_ids("got ", got.ids, got.n);
+            fail_msg("row %zu", i);
+        }
+        sl_tokens_free(&got);
+    }
+    assert_int_equal(sl_token_special_at(t, "<s>>x", 5), 4);
+    assert_int_equal(sl_token_special_at(t, "<s>>x", 3), 3);
+    assert_int_equal(sl_token_special_at(t, "x<s>", 4), 0);
+    assert_int_equal(sl_token_special_at(t, "", 0), 0);
+    sl_tokenizer_close(t);
+}
+
 static void test_bos_and_stops(void **state)
 {
     (void)state;
@@ -422,14 +472,94 @@ static void test_long_words(void **state)
     sl_tokenizer_close(t);
 }
 
+/* No pattern takes quadratic time or meets PCRE2's limits on runs of what it has to go back over.
+ */
+static void test_long_runs_for_every_pattern(void **state)
+{
+    (void)state;
+    static const char *const names[] = {"smollm", "gpt-2",        "llama-bpe",
+                                        "qwen2",  "deepseek-llm", "default"};
+    static const struct {
+        const char *fill, *end;
+    } runs[] = {{" ", "5"},   {" ", "\n"}, {" \t", "x"},
+                {"\n", " x"}, {"1", ""},   {"\xe3\x80\x80", "5"},
+                {"!", "\n"},  {"'", "s"},  {"\r\n ", "\xe4\xbd\xa0"}};
+    size_t n = (size_t)1 << 20;
+    char *text = malloc(n + 8);
+    assert_non_null(text);
+    for (size_t k = 0; k < sizeof names / sizeof *names; k++) {
+        struct small_vocab v = {.model = "gpt2", .pre = names[k], .add_bos = -1};
+        struct sl_tokenizer *t = NULL;
+        assert_int_equal(open_small(&v, &t, NULL), SL_OK);
+        for (size_t i = 0; i < sizeof runs / sizeof *runs; i++) {
+            size_t step = strlen(runs[i].fill), len = 0;
+            for (; len + step <= n; len += step)
+                memcpy(text + len, runs[i].fill, step);
+            memcpy(text + len, runs[i].end, strlen(runs[i].end));
+            len += strlen(runs[i].end);
+            struct sl_tokens ids = {0};
+            struct sl_err err = {0};
+            if (sl_tokenize(t, text, len, 0, SIZE_MAX, &ids, &err))
+                fail_msg("%s, run %zu: %s", names[k], i, err.msg);
+            assert_int_equal(ids.n, len);
+            sl_tokens_free(&ids);
+        }
+        sl_tokenizer_close(t);
+    }
+    free(text);
+}
+
+static void *tokenize_all(void *tokenizer)
+{
+    struct sl_tokens *ids = calloc(1, sizeof *ids);
+    for (unsigned round = 0; round < 20; round++) {
+        ids->n = 0;
+        for (size_t i = 0; i < sizeof nasty / sizeof *nasty; i++)
+            if (sl_tokenize(tokenizer, nasty[i], strlen(nasty[i]), SL_TOK_SPECIAL, SIZE_MAX, ids,
+                            NULL))
+                return NULL;
+    }
+    return ids;
+}
+
+static void test_shared_by_threads(void **state)
+{
+    (void)state;
+    enum { THREADS = 4 };
+    struct sl_tokenizer *t = open_vocab(VOCAB_FILE);
+    pthread_t threads[THREADS];
+    for (unsigned i = 0; i < THREADS; i++)
+        assert_int_equal(pthread_create(&threads[i], NULL, tokenize_all, t), 0);
+    struct sl_tokens *want = tokenize_all(t);
+    assert_non_null(want);
+    for (unsigned i = 0; i < THREADS; i++) {
+        void *ids = NULL;
+        pthread_join(threads[i], &ids);
+        assert_non_null(ids);
+        assert_true(same_ids(want, ((struct sl_tokens *)ids)->ids, ((struct sl_tokens *)ids)->n));
+        sl_tokens_free(ids);
+        free(ids);
+    }
+    sl_tokens_free(want);
+    free(want);
+    sl_tokenizer_close(t);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_round_trip),    cmocka_unit_test(test_normal_form),
-        cmocka_unit_test(test_merges),        cmocka_unit_test(test_specials),
-        cmocka_unit_test(test_bos_and_stops), cmocka_unit_test(test_whole_words_and_missing_bytes),
-        cmocka_unit_test(test_faulty_files),  cmocka_unit_test(test_bad_text_and_limits),
+        cmocka_unit_test(test_round_trip),
+        cmocka_unit_test(test_normal_form),
+        cmocka_unit_test(test_merges),
+        cmocka_unit_test(test_specials),
+        cmocka_unit_test(test_guards),
+        cmocka_unit_test(test_bos_and_stops),
+        cmocka_unit_test(test_whole_words_and_missing_bytes),
+        cmocka_unit_test(test_faulty_files),
+        cmocka_unit_test(test_bad_text_and_limits),
         cmocka_unit_test(test_long_words),
+        cmocka_unit_test(test_long_runs_for_every_pattern),
+        cmocka_unit_test(test_shared_by_threads),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
