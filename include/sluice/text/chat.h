@@ -17,8 +17,9 @@ enum sl_status sl_template_open(const char *source, size_t len, struct sl_templa
 void sl_template_close(struct sl_template *t);
 
 /* `vars` is a JSON object; its members are the template's globals: messages, add_generation_prompt,
- * bos_token, eos_token, tools, documents, and any chat_template_kwargs. SL_INVALID when the
- * template raises (raise_exception) or a budget ends. */
+ * bos_token, eos_token, tools, documents, and any chat_template_kwargs. There is no clock in here:
+ * a template that calls strftime_now needs `__now`, an integer of Unix seconds (read as UTC).
+ * SL_INVALID when the template raises (raise_exception) or a budget ends; out is then as before. */
 enum sl_status sl_template_render(const struct sl_template *t, const struct sl_json *vars,
                                   struct sl_buf *out, struct sl_err *err);
 
