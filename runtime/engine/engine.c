@@ -1,6 +1,7 @@
 /* Opens and closes an engine, and its front: submit, cancel, poll. */
 #include "engine.h"
 
+#include <sluice/base/log.h>
 #include <sluice/base/time.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -178,6 +179,9 @@ static enum sl_status open_parts(struct sl_engine *e, const struct sl_engine_con
     if (status)
         return status;
     e->info.weight_bytes = sl_model_weight_bytes(e->model);
+    if (e->backend->isa_fell_back)
+        sl_log(SL_LOG_WARN, "an instruction set failed its self-check; %s is in force instead",
+               sl_isa_name(e->backend->isa));
     name_class(e, cfg, &m);
     sl_pacer_init(&e->pacer, or_default(cfg->step_target_ms, STEP_TARGET_MS_DEFAULT),
                   e->info.max_batch_tokens, cfg->fixed_chunk);
