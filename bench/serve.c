@@ -16,6 +16,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/resource.h>
 #include <unistd.h>
 
 #define ARENA_BYTES ((size_t)8 << 30) /* a cap, taken only as needed */
@@ -389,6 +390,16 @@ static enum sl_status run(struct job *j, int argc, char **argv, struct sl_err *e
     return s == SL_OK ? report(j, argc, argv, err) : s;
 }
 
+/* Every open request is a descriptor; the usual soft limit of 1024 is not meant for this. */
+static void raise_descriptor_limit(void)
+{
+    struct rlimit r;
+    if (getrlimit(RLIMIT_NOFILE, &r) == 0 && r.rlim_cur < r.rlim_max) {
+        r.rlim_cur = r.rlim_max;
+        setrlimit(RLIMIT_NOFILE, &r);
+    }
+}
+
 static bool wants_help(int argc, char **argv)
 {
     for (int i = 1; i < argc && strcmp(argv[i], "--") != 0; i++)
@@ -418,6 +429,7 @@ int sl_bench_serve(int argc, char **argv, char *const *env)
     }
     enum sl_status s = sl_fail(&err, SL_NO_MEMORY, "bench: no memory");
     if (j) {
+        raise_descriptor_limit();
         sl_arena_init(&j->arena, ARENA_BYTES);
         s = sl_options_read(table, N_TABLE, argc, argv, env, &j->arena, &j->o, operands, 1,
                             &n_operands, &err);

@@ -4,11 +4,13 @@
 #include "load.h"
 #include "result.h"
 
-#include <sluice/base/time.h>
+#include <sluice/base/json.h>
 
 #include <arpa/inet.h>
+#include <math.h>
 #include <pthread.h>
 #include <setjmp.h>
+#include <signal.h>
 #include <stdarg.h>
 #include <stddef.h>
 #include <stdio.h>
@@ -87,7 +89,7 @@ static void *serve(void *ctx)
                 break;
         }
         for (const char *p = s->answer; *p; p++) /* byte by byte: cut anywhere */
-            if (write(c, p, 1) != 1)
+            if (send(c, p, 1, MSG_NOSIGNAL) != 1)
                 break;
         close(c);
     }
@@ -228,12 +230,107 @@ static void figures_follow_from_the_records(void **state)
         assert_int_equal(bench_percentiles_parse(bad[i], &spec, &err), SL_USAGE);
 }
 
+/* The keys of vLLM 0.x's result file, by which other tools read ours. */
+static void the_result_file_has_the_known_keys(void **state)
+{
+    static const char *const keys[] = {"date",
+                                       "endpoint_type",
+                                       "backend",
+                                       "label",
+                                       "model_id",
+                                       "tokenizer_id",
+                                       "num_prompts",
+                                       "request_rate",
+                                       "burstiness",
+                                       "max_concurrency",
+                                       "duration",
+                                       "completed",
+                                       "failed",
+                                       "total_input_tokens",
+                                       "total_output_tokens",
+                                       "request_throughput",
+                                       "request_goodput",
+                                       "output_throughput",
+                                       "total_token_throughput",
+                                       "max_output_tokens_per_s",
+                                       "max_concurrent_requests",
+                                       "input_lens",
+                                       "output_lens",
+                                       "ttfts",
+                                       "itls",
+                                       "start_times",
+                                       "generated_texts",
+                                       "errors",
+                                       "mean_ttft_ms",
+                                       "median_ttft_ms",
+                                       "std_ttft_ms",
+                                       "p99_ttft_ms",
+                                       "mean_tpot_ms",
+                                       "median_tpot_ms",
+                                       "std_tpot_ms",
+                                       "p99_tpot_ms",
+                                       "mean_itl_ms",
+                                       "median_itl_ms",
+                                       "std_itl_ms",
+                                       "p99_itl_ms",
+                                       "mean_e2el_ms",
+                                       "median_e2el_ms",
+                                       "std_e2el_ms",
+                                       "p99_e2el_ms",
+                                       "environment",
+                                       "degraded",
+                                       "p99_dispatch_lag_ms"};
+    double gap = 0.5;
+    char *argv[] = {"serve", "--model", "a \"b\""};
+    struct bench_record r[2] = {
+        {.intended_ns = 5 * MS,
+         .sent_ns = 6 * MS,
+         .first_ns = 7 * MS,
+         .last_ns = 9 * MS,
+         .end_ns = 9 * MS,
+         .n_in = 1,
+         .n_out = 2,
+         .ok = true,
+         .itl_s = &gap,
+         .n_itl = 1},
+        {.error = "it \"broke\" \xff"},
+    };
+    struct bench_description d = {
+        "openai", "http://h/v1/completions", "a \"b\"", "random", INFINITY, 1, 2, 0, 7, 3, argv};
+    struct bench_result_spec spec = {.metrics = "ttft,tpot,itl,e2el"};
+    struct bench_figures f;
+    struct sl_buf text = {0};
+    struct sl_json *doc;
+    struct sl_err err;
+    (void)state;
+    assert_int_equal(bench_percentiles_parse("99", &spec, &err), SL_OK);
+    assert_int_equal(spec.n_percentiles, 1);
+    assert_int_equal(bench_result_figures(&spec, r, 2, &f, &err), SL_OK);
+    bench_result_json(&d, &f, r, 2, &text);
+    if (sl_json_parse(text.data, text.len, &doc, &err) != SL_OK)
+        fail_msg("%s", err.msg);
+    for (size_t i = 0; i < sizeof keys / sizeof *keys; i++)
+        if (!sl_json_get(doc, keys[i]))
+            fail_msg("no key '%s'", keys[i]);
+    assert_true(sl_str_eqz(sl_json_str(sl_json_get(doc, "request_rate")), "inf"));
+    assert_int_equal(sl_json_len(sl_json_get(doc, "itls")), 2);
+    assert_int_equal(sl_json_len(sl_json_at(sl_json_get(doc, "itls"), 0)), 1);
+    assert_true(sl_json_bool(sl_json_get(doc, "degraded"))); /* 1 ms late of 2 ms */
+    sl_json_free(doc);
+    sl_buf_clear(&text);
+    bench_result_table(&d, &spec, &f, &text);
+    assert_non_null(strstr(text.data, "DEGRADED"));
+    sl_buf_free(&text);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(events_are_counted),
         cmocka_unit_test(every_request_ends_once),
         cmocka_unit_test(figures_follow_from_the_records),
+        cmocka_unit_test(the_result_file_has_the_known_keys),
     };
+    signal(SIGPIPE, SIG_IGN); /* as the program does */
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
