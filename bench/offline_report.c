@@ -23,7 +23,7 @@ static void name_case(const struct sl_offline_case *c, char *out, size_t size)
         snprintf(out, size, "pp%u+tg%u%s", c->n_prompt, c->n_gen, at);
 }
 
-enum figure { WALL_NS, CPU_NS, FIRST_NS, TOKENS_PER_S, N_FIGURES };
+enum figure { WALL_NS, CPU_NS, FIRST_NS, PREFILL_PER_S, DECODE_PER_S, TOKENS_PER_S };
 
 static double rate(uint64_t tokens, double ns)
 {
@@ -32,11 +32,22 @@ static double rate(uint64_t tokens, double ns)
 
 static double figure_of(const struct sl_offline_sample *s, enum figure f)
 {
-    if (f == CPU_NS)
+    double wall_ns = (double)s->wall_ns;
+    switch (f) {
+    case CPU_NS:
         return (double)s->cpu_ns;
-    if (f == FIRST_NS)
+    case FIRST_NS:
         return (double)s->first_ns;
-    return f == WALL_NS ? (double)s->wall_ns : rate(s->n_prefill + s->n_decode, (double)s->wall_ns);
+    case PREFILL_PER_S:
+        return rate(s->n_prefill, wall_ns);
+    case DECODE_PER_S:
+        return rate(s->n_decode, wall_ns);
+    case TOKENS_PER_S:
+        return rate(s->n_prefill + s->n_decode, wall_ns);
+    case WALL_NS:
+        break;
+    }
+    return wall_ns;
 }
 
 static double median(const struct sl_offline_sample *s, size_t n, enum figure f)
@@ -69,7 +80,6 @@ void sl_offline_json(const struct sl_offline_case *c, const struct sl_offline_sa
 {
     char name[64];
     name_case(c, name, sizeof name);
-    double wall = median(samples, n, WALL_NS);
     sl_buf_printf(out,
                   "{\"test\":\"%s\",\"mode\":\"%s\",\"n_prompt\":%u,\"n_gen\":%u,\"n_seqs\":%u,"
                   "\"n_prompts\":%u,\"n_prefill_tokens\":%" PRIu64 ",\"n_decode_tokens\":%" PRIu64,
@@ -77,11 +87,11 @@ void sl_offline_json(const struct sl_offline_case *c, const struct sl_offline_sa
                   c->mode == SL_OFFLINE_PREFILL ? 0 : c->n_gen, c->n_batch, c->n_prompts,
                   samples[0].n_prefill, samples[0].n_decode);
     if (c->mode != SL_OFFLINE_DECODE)
-        sl_buf_printf(out, ",\"prefill_tok_per_s\":%.3f", rate(samples[0].n_prefill, wall));
+        sl_buf_printf(out, ",\"prefill_tok_per_s\":%.3f", median(samples, n, PREFILL_PER_S));
     if (c->mode != SL_OFFLINE_PREFILL)
-        sl_buf_printf(out, ",\"decode_tok_per_s\":%.3f", rate(samples[0].n_decode, wall));
+        sl_buf_printf(out, ",\"decode_tok_per_s\":%.3f", median(samples, n, DECODE_PER_S));
     sl_buf_printf(out, ",\"total_tok_per_s\":%.3f,\"n_steps\":%" PRIu64,
-                  rate(samples[0].n_prefill + samples[0].n_decode, wall), samples[0].n_steps);
+                  median(samples, n, TOKENS_PER_S), samples[0].n_steps);
     put_spread(samples, n, WALL_NS, "ns", out);
     put_spread(samples, n, TOKENS_PER_S, "ts", out);
     put_spread(samples, n, CPU_NS, "cpu_ns", out);
@@ -97,9 +107,9 @@ void sl_offline_line(const struct sl_offline_case *c, const struct sl_offline_sa
     double wall = median(samples, n, WALL_NS), cpu = median(samples, n, CPU_NS);
     sl_buf_printf(out, "%-20s", name);
     if (c->mode != SL_OFFLINE_DECODE)
-        sl_buf_printf(out, "  prefill %9.1f tok/s", rate(samples[0].n_prefill, wall));
+        sl_buf_printf(out, "  prefill %9.1f tok/s", median(samples, n, PREFILL_PER_S));
     if (c->mode != SL_OFFLINE_PREFILL)
-        sl_buf_printf(out, "  output %9.1f tok/s", rate(samples[0].n_decode, wall));
+        sl_buf_printf(out, "  output %9.1f tok/s", median(samples, n, DECODE_PER_S));
     sl_buf_printf(out, "  median %.1f ms of %zu, %.2f cpu s per s\n", wall / 1e6, n,
                   wall > 0 ? cpu / wall : 0);
 }

@@ -31,6 +31,7 @@ static struct sl_engine_step *step_take(struct sl_engine *e)
 
 static void step_publish(struct sl_engine *e, struct sl_engine_step *s)
 {
+    s->done_ns = sl_now_ns();
     struct sl_queue *to = s->n_outs ? e->outbox : e->free_steps;
     bool pushed = sl_queue_push(to, s);
     sl_assert(pushed); /* both queues hold every step there is */

@@ -25,8 +25,9 @@ struct sl_offline_case {
     uint64_t seed;      /* of the prompts */
 };
 
-/* One run. `wall_ns` and `cpu_ns` (of the whole process) cover the timed part, in which n_prefill
- * prompt tokens were read and n_decode tokens generated. */
+/* One run. `wall_ns`, by the engine's clock, covers the timed part, in which n_prefill prompt tokens
+ * were read and n_decode tokens generated. `cpu_ns` is the process's, read when this thread sees
+ * the first and the last step of that part: of a very short DECODE it may miss some. */
 struct sl_offline_sample {
     uint64_t wall_ns, cpu_ns;
     uint64_t first_ns; /* from the first submit until every sequence has a token */
@@ -40,7 +41,7 @@ enum sl_status sl_offline_run(struct sl_engine *e, const struct sl_offline_case 
                               struct sl_offline_sample *out, struct sl_err *err);
 
 /* One JSON object and one line of a table: sizes, every sample, median, mean, deviation, rates. Key
- * names are llama-bench's where it has them (avg_ns, samples_ts, ...); rates are of the median. */
+ * names are llama-bench's where it has them (avg_ns, samples_ts, ...); rates are medians too. */
 void sl_offline_json(const struct sl_offline_case *c, const struct sl_offline_sample *samples,
                      size_t n, struct sl_buf *out);
 void sl_offline_line(const struct sl_offline_case *c, const struct sl_offline_sample *samples,

@@ -72,6 +72,7 @@ struct sl_engine_stats {
 };
 struct sl_engine_step {
     uint64_t step;
+    uint64_t done_ns; /* when its tokens were there; a slow consumer sees them later */
     uint32_t n_outs;
     struct sl_engine_out *outs;
 };
