@@ -455,7 +455,7 @@ static void test_long_words(void **state)
     assert_non_null(text);
     static const char *const fills[] = {"a", "ab", " ", "<", "\n", "  5", "<|im_"};
     for (size_t k = 0; k < sizeof fills / sizeof *fills; k++) {
-        size_t len = k ? n / 16 : n;
+        size_t len = k ? n / 64 : n;
         for (size_t i = 0; i < len; i++)
             text[i] = fills[k][i % strlen(fills[k])];
         struct sl_tokens ids = {0};
@@ -484,7 +484,7 @@ static void test_long_runs_for_every_pattern(void **state)
     } runs[] = {{" ", "5"},   {" ", "\n"}, {" \t", "x"},
                 {"\n", " x"}, {"1", ""},   {"\xe3\x80\x80", "5"},
                 {"!", "\n"},  {"'", "s"},  {"\r\n ", "\xe4\xbd\xa0"}};
-    size_t n = (size_t)1 << 20;
+    size_t n = (size_t)1 << 18;
     char *text = malloc(n + 8);
     assert_non_null(text);
     for (size_t k = 0; k < sizeof names / sizeof *names; k++) {

@@ -36,7 +36,10 @@ void sl_tokens_push(struct sl_tokens *t, uint32_t id);
 void sl_tokens_free(struct sl_tokens *t);
 
 /* Appends the ids of `text` (must be valid UTF-8, otherwise SL_INVALID). Time is O(n log n). Stops
- * with SL_TOO_LONG once more than max_tokens would be appended. */
+ * with SL_TOO_LONG once more than max_tokens would be appended; on any error nothing is appended.
+ * Detokenising gives the text back, except where the model's tokenizer loses something: bytes that
+ * the vocabulary has no token for are left out (sl_token_bytes tells which; the default model lacks
+ * 21, among them U+0004), and "qwen2" normalises to NFC. */
 enum sl_status sl_tokenize(const struct sl_tokenizer *t, const char *text, size_t len,
                            unsigned flags, size_t max_tokens, struct sl_tokens *out,
                            struct sl_err *err);
