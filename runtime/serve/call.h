@@ -111,6 +111,8 @@ const char *json_kind_name(const struct sl_json *v);
 /* openai_params.c */
 enum sl_status openai_parse(struct call *c, bool is_chat, struct sl_err *err);
 enum sl_status openai_check_model(struct call *c, struct sl_err *err);
+/* The sampling fields of a completion alone: another door's parameters as a JSON object. */
+enum sl_status openai_parse_sampling(struct call *c, struct sl_err *err);
 
 /* chat_prompt.c: the text of messages by the model's template, and its tokens. */
 enum sl_status chat_tokens(struct call *c, const struct sl_json *messages,

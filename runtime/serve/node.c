@@ -208,6 +208,7 @@ void node_drain(struct node *n)
     n->drain_until_ns = sl_now_ns() + ms * SL_MS_NS;
     sl_log(SL_LOG_INFO, "draining: %u requests in flight", gateway_busy(n->gateway));
     sl_router_drain(n->router);
+    grpc_door_drain(n->grpc);
     gateway_drain(n->gateway);
 }
 
@@ -233,7 +234,7 @@ static void drain_tick(struct node *n, uint64_t now)
     if (!n->draining || n->stopping)
         return;
     struct sl_err err;
-    if (!gateway_busy(n->gateway) && sl_list_empty(&n->gens)) {
+    if (!gateway_busy(n->gateway) && !grpc_door_busy(n->grpc) && sl_list_empty(&n->gens)) {
         node_stop(n, SL_OK, NULL);
     } else if (now >= n->drain_until_ns) {
         sl_fail(&err, SL_DRAIN_DEADLINE, "%u requests were cut off by the drain deadline",
@@ -317,6 +318,15 @@ static enum sl_status open_gateway(struct node *n, struct sl_err *err)
     return gateway_open(n, &http, &n->gateway, err);
 }
 
+static enum sl_status open_grpc(struct node *n, struct sl_err *err)
+{
+    struct sl_grpc_config grpc = {.host = n->cfg->host,
+                                  .port = n->cfg->grpc_port,
+                                  .tls_cert_file = n->cfg->tls_cert_file,
+                                  .tls_key_file = n->cfg->tls_key_file};
+    return grpc.port ? grpc_door_open(n, &grpc, &n->grpc, err) : SL_OK;
+}
+
 static enum sl_status open_watches(struct node *n, struct sl_err *err)
 {
     n->bus_watch = sl_loop_watch_fd(n->loop, sl_bus_fd(n->bus), on_bus, n);
@@ -339,8 +349,8 @@ static enum sl_status open_parts(struct node *n, struct sl_err *err)
         return sl_fail(err, SL_NO_MEMORY, "no memory or descriptors for the event loop");
     metrics_open();
     enum sl_status s = read_keys(n, err);
-    if (s || (s = open_router(n, err)) || (s = open_gateway(n, err)) || (s = open_bus(n, err)) ||
-        (s = open_watches(n, err)) || (s = node_children_start(n, err)))
+    if (s || (s = open_router(n, err)) || (s = open_gateway(n, err)) || (s = open_grpc(n, err)) ||
+        (s = open_bus(n, err)) || (s = open_watches(n, err)) || (s = node_children_start(n, err)))
         return s;
     return SL_OK;
 }
@@ -370,6 +380,7 @@ static void stop_children(struct node *n)
 static void close_parts(struct node *n)
 {
     n->stopping = true;
+    grpc_door_close(n->grpc);
     if (n->gateway)
         gateway_close(n->gateway);
     while (!sl_list_empty(&n->gens))

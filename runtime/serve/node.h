@@ -4,6 +4,7 @@
 
 #include "gateway.h"
 #include "gen.h"
+#include "grpc_door.h"
 #include <sluice/base/containers.h>
 #include <sluice/control/router.h>
 #include <sluice/files/gguf.h>
@@ -74,6 +75,7 @@ struct node {
     struct sl_bus *bus;
     struct sl_router *router;
     struct gateway *gateway;
+    struct grpc_door *grpc; /* NULL: none asked for */
     struct sl_watch *bus_watch;
     struct sl_timer *tick;
     struct sl_signal *on_term, *on_int, *on_chld;

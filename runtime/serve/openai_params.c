@@ -49,6 +49,11 @@ static const char *const known_chat[] = {"messages",
                                          NULL};
 static const char *const known_text[] = {"prompt", "echo", "add_special_tokens", NULL};
 
+/* Of /v1/completions, not of sampling. */
+static const char *const dialect_only[] = {"model",    "stream", "stream_options",   "n",
+                                           "logprobs", "prompt", "return_token_ids", "request_id",
+                                           "echo",     NULL};
+
 /* Of no consequence for the answer. */
 static const char *const harmless[] = {"metadata",
                                        "store",
@@ -414,4 +419,12 @@ enum sl_status openai_parse(struct call *c, bool is_chat, struct sl_err *err)
     q->template_kwargs = field_get(o, "chat_template_kwargs");
     q->documents = field_get(o, "documents");
     return SL_OK;
+}
+
+enum sl_status openai_parse_sampling(struct call *c, struct sl_err *err)
+{
+    for (const char *const *name = dialect_only; *name; name++)
+        if (sl_json_get(c->json, *name))
+            return sl_fail_param(err, SL_INVALID, *name, "%s is not supported here", *name);
+    return openai_parse(c, false, err);
 }
