@@ -171,7 +171,8 @@ static void budgets_end_hostile_templates(void **state)
          "nested too deep"},
         {"{% set l = [] %}{{ l.append(l) }}{{ l|tojson }}", "nested too deep"},
         {"{% set l = [] %}{{ l.append(l) }}{% set m = [l] %}{{ l == m }}", "nested too deep"},
-        {"{% set l = ['map'] %}{{ [[1]]|map('map', 'map', 'map', 'map')|list }}", "cannot be iterated"},
+        {"{% set l = ['map'] %}{{ [[1]]|map('map', 'map', 'map', 'map')|list }}",
+         "cannot be iterated"},
         {"{% set ns = namespace(s='a') %}{% for i in range(22) %}{% set ns.s = ns.s ~ ns.s %}"
          "{% endfor %}{{ ns.s.rfind(ns.s[1:2000000] ~ 'b') }}",
          "template_steps"},
