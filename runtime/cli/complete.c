@@ -205,7 +205,8 @@ static enum sl_status render(const struct session *s, const struct sl_buf *messa
     sl_buf_json_str(&vars, b.data, b.len);
     sl_buf_puts(&vars, ",\"eos_token\":");
     sl_buf_json_str(&vars, e.data, e.len);
-    sl_buf_putc(&vars, '}');
+    sl_buf_printf(&vars, ",\"tools\":null,\"documents\":null,\"__now\":%llu}",
+                  (unsigned long long)(sl_unix_ns() / SL_S_NS));
     enum sl_status st = sl_json_parse(vars.data, vars.len, &json, err);
     if (!st)
         st = sl_template_render(s->template, json, &text, err);

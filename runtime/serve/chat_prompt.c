@@ -174,8 +174,10 @@ static enum sl_status put_vars(struct sl_buf *out, const struct call *c,
                                const struct sl_json *messages, const struct sl_json *kwargs,
                                bool add_generation_prompt, struct sl_err *err)
 {
-    static const char *const own[] = {"messages", "add_generation_prompt", "bos_token", "eos_token",
-                                      NULL};
+    static const char *const own[] = {"messages",  "add_generation_prompt",
+                                      "bos_token", "eos_token",
+                                      "tools",     "documents",
+                                      "__now",     NULL};
     const struct sl_tokenizer *t = node_tokenizer(c->node);
     sl_buf_putc(out, '{');
     enum sl_status r = put_messages(out, t, messages, err);
@@ -184,6 +186,12 @@ static enum sl_status put_vars(struct sl_buf *out, const struct call *c,
     sl_buf_printf(out, ",\"add_generation_prompt\":%s", add_generation_prompt ? "true" : "false");
     put_token(out, "bos_token", t, sl_tokenizer_bos(t));
     put_token(out, "eos_token", t, sl_tokenizer_eos(t));
+    sl_buf_printf(out,
+                  ",\"__now\":%llu,\"tools\":null,\"documents\":", (unsigned long long)c->created);
+    if (c->req.documents)
+        put_value(out, t, c->req.documents);
+    else
+        sl_buf_puts(out, "null");
     if (kwargs && sl_json_kind(kwargs) != SL_JSON_OBJECT)
         return sl_fail_param(err, SL_INVALID, "chat_template_kwargs",
                              "chat_template_kwargs must be an object, not %s",
