@@ -103,11 +103,17 @@ static void on_inbox(void *ctx)
         take(g, call);
 }
 
+void grpc_door_refresh(struct grpc_door *g)
+{
+    struct sl_err why;
+    if (g)
+        g->ops->set_serving(g->door, node_is_ready(g->node, &why));
+}
+
 static void on_timer(void *ctx)
 {
     struct grpc_door *g = ctx;
-    struct sl_err why;
-    g->ops->set_serving(g->door, node_is_ready(g->node, &why));
+    grpc_door_refresh(g);
     sl_timer_start(g->timer, HEALTH_MS);
 }
 

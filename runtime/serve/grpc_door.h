@@ -21,7 +21,8 @@ struct grpc_door {
  * cfg (what the door calls) is filled in. */
 enum sl_status grpc_door_open(struct node *n, const struct sl_grpc_config *cfg,
                               struct grpc_door **out, struct sl_err *err);
-void grpc_door_drain(struct grpc_door *g); /* NULL: nothing to do, in all of these */
+void grpc_door_refresh(struct grpc_door *g); /* health; NULL: nothing to do, in all of these */
+void grpc_door_drain(struct grpc_door *g);
 uint32_t grpc_door_busy(const struct grpc_door *g);
 void grpc_door_close(struct grpc_door *g);
 

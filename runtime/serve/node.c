@@ -180,6 +180,7 @@ void node_check_ready(struct node *n)
     if (n->ready_printed || !node_is_ready(n, &why))
         return;
     n->ready_printed = true;
+    grpc_door_refresh(n->grpc);
     const char *host = n->cfg->host;
     bool v6 = strchr(host, ':') != NULL;
     fprintf(stderr, "sluice: ready in %.2f s, %s://%s%s%s:%u\n",

@@ -63,6 +63,19 @@ def main(tiny):
     for i, r in enumerate(reqs):
         put("http", str(i), bytes([0, len(r) // 2 & 255]) + r)
 
+    def field(n, data):
+        return bytes([n << 3 | 2, len(data)]) + data
+
+    tensor = field(1, b"text_input") + field(2, b"BYTES") + b"\x1a\1\1"
+    head = field(1, b"tiny") + field(2, b"1") + field(3, b"id")
+    values = [b"\x08\1", b"\x10\5", field(3, b"x"), b"\x21" + bytes(8), b"\x28\7", b""]
+    params = b"".join(field(4, field(1, b"p%d" % i) + field(2, v)) for i, v in enumerate(values))
+    put("grpc", "contents", head + params + field(5, tensor + field(5, field(8, b"hello"))) + field(6, field(1, b"o")))
+    put("grpc", "raw", head + field(5, tensor) + field(7, b"\5\0\0\0hello"))
+    put("grpc", "raw_short", field(5, tensor) + field(7, b"\5\0\0\0hell"))
+    put("grpc", "numbers", field(5, tensor + field(5, field(2, b"\1\2") + field(6, bytes(4)) + field(1, b"\1"))))
+    put("grpc", "empty", b"")
+
 
 if __name__ == "__main__":
     main(sys.argv[1])
