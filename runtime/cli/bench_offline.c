@@ -17,16 +17,7 @@ struct offline_options {
     int64_t input_len, output_len, depth, batch, num_prompts, repeat, warmup, seed, prefill_chunk;
 };
 
-#define ROW(name_, kind_, field_, def_, min_, max_, choices_, meta_, help_)                        \
-    {.name = name_,                                                                                \
-     .kind = kind_,                                                                                \
-     .offset = offsetof(struct offline_options, field_),                                           \
-     .def = def_,                                                                                  \
-     .min = min_,                                                                                  \
-     .max = max_,                                                                                  \
-     .choices = choices_,                                                                          \
-     .meta = meta_,                                                                                \
-     .help = help_},
+#define ROW(...)        CLI_OPTION_ROW(struct offline_options, __VA_ARGS__)
 #define ENGINE_ROW(...) ENGINE_OPTION_ROW(struct offline_options, engine, __VA_ARGS__)
 
 #define OFFLINE_OPTION_TABLE(X)                                                                    \

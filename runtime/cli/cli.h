@@ -4,6 +4,7 @@
 #define SLUICE_CLI_H
 
 #include <sluice/base/err.h>
+#include <sluice/base/log.h>
 #include <sluice/base/mem.h>
 #include <sluice/base/options.h>
 #include <stdbool.h>
@@ -26,7 +27,26 @@ int sl_cli_bench_offline(int argc, char **argv, char *const *env);
 int sl_cli_bench_compare(int argc, char **argv, char *const *env);
 
 /* What the manual page and the completion are made from; each stands in its verb's file. */
-extern const struct sl_verb_doc sl_doc_serve, sl_doc_router, sl_doc_worker, sl_doc_complete, sl_doc_chat, sl_doc_inspect, sl_doc_tokenize, sl_doc_doctor, sl_doc_health, sl_doc_ctl;
+extern const struct sl_verb_doc sl_doc_serve, sl_doc_router, sl_doc_worker, sl_doc_complete,
+    sl_doc_chat, sl_doc_inspect, sl_doc_tokenize, sl_doc_doctor, sl_doc_health, sl_doc_ctl;
+
+/* A row of a verb's table: its field in struct `type`. */
+#define CLI_OPTION_ROW(type, name_, kind_, field_, def_, min_, max_, choices_, meta_, help_)       \
+    {.name = name_,                                                                                \
+     .kind = kind_,                                                                                \
+     .offset = offsetof(type, field_),                                                             \
+     .def = def_,                                                                                  \
+     .min = min_,                                                                                  \
+     .max = max_,                                                                                  \
+     .choices = choices_,                                                                          \
+     .meta = meta_,                                                                                \
+     .help = help_},
+
+/* Draws how far loading is, on a terminal's one line. */
+void sl_cli_progress(void *ctx, uint64_t done_bytes, uint64_t total_bytes);
+
+/* --log-format: NULL is the default, text on a terminal. */
+enum sl_log_format sl_cli_log_format(const char *text);
 
 /* Prints "sluice: MESSAGE" to stderr; returns the status's exit code. */
 int sl_cli_fail(const struct sl_err *err);

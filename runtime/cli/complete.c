@@ -18,38 +18,31 @@ struct talk_options {
     bool json;
 };
 
-#define ROW(name_, kind_, field_, def_, min_, max_, meta_, help_)                                  \
-    {.name = name_,                                                                                \
-     .kind = kind_,                                                                                \
-     .offset = offsetof(struct talk_options, field_),                                              \
-     .def = def_,                                                                                  \
-     .min = min_,                                                                                  \
-     .max = max_,                                                                                  \
-     .meta = meta_,                                                                                \
-     .help = help_},
+#define ROW(...)        CLI_OPTION_ROW(struct talk_options, __VA_ARGS__)
 #define ENGINE_ROW(...) ENGINE_OPTION_ROW(struct talk_options, engine, __VA_ARGS__)
 
 #define TALK_OPTION_TABLE(X)                                                                       \
-    X("url", SL_OPT_STRING, url, NULL, 0, 0, "URL",                                                \
+    X("url", SL_OPT_STRING, url, NULL, 0, 0, NULL, "URL",                                          \
       "a running server; without it a model is opened")                                            \
-    X("temperature", SL_OPT_REAL, temperature, "1", 0, 100, "X", "0 is greedy")                    \
-    X("top-p", SL_OPT_REAL, top_p, "1", 0, 1, "X", "nucleus")                                      \
-    X("top-k", SL_OPT_INT, top_k, "0", -1, 2147483647, "N", "0: off")                              \
-    X("seed", SL_OPT_INT, seed, "0", 0, 9e15, "N", "of the random numbers")                        \
-    X("config", SL_OPT_STRING, config, NULL, 0, 0, "FILE", "YAML file of options")
+    X("temperature", SL_OPT_REAL, temperature, "1", 0, 100, NULL, "X", "0 is greedy")              \
+    X("top-p", SL_OPT_REAL, top_p, "1", 0, 1, NULL, "X", "nucleus")                                \
+    X("top-k", SL_OPT_INT, top_k, "0", -1, 2147483647, NULL, "N", "0: off")                        \
+    X("seed", SL_OPT_INT, seed, "0", 0, 9e15, NULL, "N", "of the random numbers")                  \
+    X("config", SL_OPT_STRING, config, NULL, 0, 0, NULL, "FILE", "YAML file of options")
 
 static const struct sl_option complete_table[] = {
     TALK_OPTION_TABLE(ROW) ENGINE_OPTION_TABLE(ENGINE_ROW)
-        ROW("prompt", SL_OPT_STRING, prompt, NULL, 0, 0, "TEXT", "the text to complete")
-            ROW("max-tokens", SL_OPT_INT, max_tokens, "16", 1, 1048576, "N", "tokens at most")
-                ROW("json", SL_OPT_FLAG, json, "false", 0, 0, NULL,
+        ROW("prompt", SL_OPT_STRING, prompt, NULL, 0, 0, NULL, "TEXT", "the text to complete")
+            ROW("max-tokens", SL_OPT_INT, max_tokens, "16", 1, 1048576, NULL, "N", "tokens at most")
+                ROW("json", SL_OPT_FLAG, json, "false", 0, 0, NULL, NULL,
                     "print an OpenAI completion object")};
 static const struct sl_option chat_table[] = {
-    TALK_OPTION_TABLE(ROW) ENGINE_OPTION_TABLE(ENGINE_ROW) ROW(
-        "prompt", SL_OPT_STRING, prompt, NULL, 0, 0, "TEXT", "one message instead of a dialogue")
-        ROW("system", SL_OPT_STRING, system, NULL, 0, 0, "TEXT", "the system message")
-            ROW("max-tokens", SL_OPT_INT, max_tokens, "512", 1, 1048576, "N",
-                "tokens of an answer at most")};
+    TALK_OPTION_TABLE(ROW) ENGINE_OPTION_TABLE(ENGINE_ROW)
+        ROW("prompt", SL_OPT_STRING, prompt, NULL, 0, 0, NULL, "TEXT",
+            "one message instead of a dialogue")
+            ROW("system", SL_OPT_STRING, system, NULL, 0, 0, NULL, "TEXT", "the system message")
+                ROW("max-tokens", SL_OPT_INT, max_tokens, "512", 1, 1048576, NULL, "N",
+                    "tokens of an answer at most")};
 
 static struct sl_sampling sampling_of(const struct talk_options *o)
 {

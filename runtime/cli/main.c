@@ -141,6 +141,13 @@ const char *sl_cli_env(char *const *env, const char *name)
     return NULL;
 }
 
+enum sl_log_format sl_cli_log_format(const char *text)
+{
+    if (!text)
+        return SL_LOG_AUTO;
+    return strcmp(text, "json") == 0 ? SL_LOG_JSON : SL_LOG_TEXT;
+}
+
 static bool wants_help(int argc, char **argv)
 {
     for (int i = 1; i < argc && strcmp(argv[i], "--") != 0; i++)

@@ -21,16 +21,7 @@ struct serve_options {
     struct engine_options engine;
 };
 
-#define ROW(name_, kind_, field_, def_, min_, max_, choices_, meta_, help_)                        \
-    {.name = name_,                                                                                \
-     .kind = kind_,                                                                                \
-     .offset = offsetof(struct serve_options, field_),                                             \
-     .def = def_,                                                                                  \
-     .min = min_,                                                                                  \
-     .max = max_,                                                                                  \
-     .choices = choices_,                                                                          \
-     .meta = meta_,                                                                                \
-     .help = help_},
+#define ROW(...)        CLI_OPTION_ROW(struct serve_options, __VA_ARGS__)
 #define ENGINE_ROW(...) ENGINE_OPTION_ROW(struct serve_options, engine, __VA_ARGS__)
 
 /* What serve and router share. */
@@ -65,13 +56,6 @@ static const struct sl_option serve_table[] = {
     NODE_OPTION_TABLE(ROW) ENGINE_OPTION_TABLE(ENGINE_ROW) ROW(
         "workers", SL_OPT_INT, workers, "1", 1, 64, NULL, "N", "worker processes on this machine")};
 static const struct sl_option router_table[] = {NODE_OPTION_TABLE(ROW) CLUSTER_OPTION_TABLE(ROW)};
-
-static enum sl_log_format log_format(const char *text)
-{
-    if (!text)
-        return SL_LOG_AUTO;
-    return strcmp(text, "json") == 0 ? SL_LOG_JSON : SL_LOG_TEXT;
-}
 
 static enum sl_status node_config(const struct serve_options *o, char *const *env,
                                   struct sl_node_config *cfg, struct sl_err *err)
@@ -194,7 +178,7 @@ int sl_cli_serve(int argc, char **argv, char *const *env)
         sl_cli_options("serve", "[MODEL] ", serve_table, sizeof serve_table / sizeof *serve_table,
                        argc, argv, env, &arena, &o, &operand, 1, &n, &done);
     if (!done) {
-        sl_log_open(log_format(o.log_format), SL_LOG_INFO, "router");
+        sl_log_open(sl_cli_log_format(o.log_format), SL_LOG_INFO, "router");
         if (serve(&o, n ? operand : NULL, env, &arena, &err))
             rc = sl_cli_fail(&err);
     }
@@ -220,7 +204,7 @@ int sl_cli_router(int argc, char **argv, char *const *env)
                             sizeof router_table / sizeof *router_table, argc, argv, env, &arena, &o,
                             NULL, 0, &n, &done);
     if (!done) {
-        sl_log_open(log_format(o.log_format), SL_LOG_INFO, "router");
+        sl_log_open(sl_cli_log_format(o.log_format), SL_LOG_INFO, "router");
         if (router(&o, env, &arena, &err))
             rc = sl_cli_fail(&err);
     }

@@ -6,7 +6,7 @@
 #include <string.h>
 #include <unistd.h>
 
-static void draw_progress(void *ctx, uint64_t done, uint64_t total)
+void sl_cli_progress(void *ctx, uint64_t done, uint64_t total)
 {
     (void)ctx;
     if (total)
@@ -47,7 +47,7 @@ enum sl_status session_open(struct session *s, const char *operand, struct sl_en
     cfg->n_stop_ids = (uint32_t)n_stops;
     cfg->weights_sha256 = s->sha256;
     if (isatty(2))
-        cfg->progress = draw_progress;
+        cfg->progress = sl_cli_progress;
     r = sl_engine_open(cfg, &s->engine, err);
 out:
     sl_buf_free(&path);

@@ -72,14 +72,6 @@ static const struct sl_option table[] = {
      .help = "YAML file of options"},
     ENGINE_OPTION_TABLE(ROW)};
 
-static void draw_progress(void *ctx, uint64_t done, uint64_t total)
-{
-    (void)ctx;
-    if (total)
-        fprintf(stderr, "\rloading %3u %%%s", (unsigned)(100 * done / total),
-                done == total ? "\r             \r" : "");
-}
-
 /* Cuts "a,b,c" in place. */
 static enum sl_status split_connect(char *text, const char **out, uint32_t *n, struct sl_err *err)
 {
@@ -95,13 +87,6 @@ static enum sl_status split_connect(char *text, const char **out, uint32_t *n, s
         return sl_fail_param(err, SL_USAGE, "connect",
                              "--connect is missing: the endpoint of a router");
     return SL_OK;
-}
-
-static enum sl_log_format log_format(const char *text)
-{
-    if (!text)
-        return SL_LOG_AUTO;
-    return strcmp(text, "json") == 0 ? SL_LOG_JSON : SL_LOG_TEXT;
 }
 
 static enum sl_status run(const struct worker_options *o, const char *operand, char *const *env,
@@ -133,7 +118,7 @@ static enum sl_status run(const struct worker_options *o, const char *operand, c
         cfg.model_path = path.data;
         cfg.engine.weights_sha256 = sha256;
         if (!o->supervised && isatty(STDERR_FILENO))
-            cfg.engine.progress = draw_progress;
+            cfg.engine.progress = sl_cli_progress;
         s = sl_worker_run(&cfg, err);
     }
     sl_buf_free(&path);
@@ -176,7 +161,7 @@ int sl_cli_worker(int argc, char **argv, char *const *env)
                        argc, argv, own, &arena, &o, operands, 1, &n_operands, &done);
     if (!done) {
         struct sl_err err = {0};
-        sl_log_open(log_format(o.log_format), SL_LOG_INFO, "worker");
+        sl_log_open(sl_cli_log_format(o.log_format), SL_LOG_INFO, "worker");
         if (run(&o, n_operands ? operands[0] : NULL, own, &arena, &err) != SL_OK)
             code = sl_cli_fail(&err);
     }
