@@ -13,8 +13,8 @@ f16 on both sides. Each measurement is a process of its own: it loads the model,
 untimed and once timed. sluice is `sluice bench offline`: its time runs from submit to the last
 token taken from the engine, scheduling and sampling included. llama.cpp is driven through the C API
 of llama-cpp-python; its time is the time inside llama_decode alone, so that Python costs it
-nothing. llama.cpp's flash attention and unified KV are tried both ways first, and the faster is
-kept for all rounds.
+nothing. llama.cpp's flash attention, unified KV and spinning of idle OpenMP threads are tried both
+ways first, and what is faster is kept for all rounds.
 
 Only the standard library is needed; llama-cpp-python is built from source for this machine's CPU
 in a virtual environment of its own (--venv, kept in the cache folder).
@@ -134,6 +134,14 @@ class Peer:
                     out[r[2]] = self.argmax(i)
         return [out[s] for s in range(len(prompts))]
 
+    def warm_up(self):
+        """The cell once; of many streams a short one, for it touches all there is to warm."""
+        whole = self.spec
+        if whole["n_seqs"] > 1:
+            self.spec = dict(whole, n_prompt=whole["n_prompt"] // 4, n_gen=4)
+        self.run(1)
+        self.spec = whole
+
     def run(self, seed):
         """One run of the cell: figures of its timed part."""
         import random
@@ -158,7 +166,7 @@ class Peer:
 def peer_main(text):
     spec = json.loads(text)
     peer = Peer(spec)
-    peer.run(1)
+    peer.warm_up()
     result = min((peer.run(2 + i) for i in range(spec.get("repeat", 1))), key=lambda r: r["ns"])
     result["system_info"] = peer.lib.llama_print_system_info().decode()
     print(json.dumps(result))
@@ -188,8 +196,14 @@ def make_venv(folder):
 
 # --- measuring ------------------------------------------------------------------------------------
 
-def output_of(command, what):
-    p = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+def output_of(command, what, env=None, limit_s=None):
+    """Standard output; None when it takes longer than limit_s."""
+    full = dict(os.environ, **(env or {}))
+    try:
+        p = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=full,
+                           timeout=limit_s)
+    except subprocess.TimeoutExpired:
+        return None
     if p.returncode:
         raise SystemExit(f"compare: {what} failed ({p.returncode}): {p.stderr.strip()[-400:]}")
     return p.stdout
@@ -212,20 +226,31 @@ def measure_sluice(sluice, file, threads, cell):
             "environment": got["environment"], "version": got["version"]}
 
 
-def measure_llama(python, file, threads, cell, choice, repeat=1):
-    spec = dict(CELLS[cell], cell=cell, file=file, threads=threads, repeat=repeat, **choice)
+def measure_llama(python, file, threads, cell, choice, limit_s=None):
+    spec = dict(CELLS[cell], cell=cell, file=file, threads=threads, **choice)
     command = [python, os.path.abspath(__file__), "--peer", json.dumps(spec)]
-    return json.loads(output_of(command, "llama.cpp").splitlines()[-1])
+    out = output_of(command, "llama.cpp", {"OMP_WAIT_POLICY": choice["omp_wait"]}, limit_s)
+    return json.loads(out.splitlines()[-1]) if out else None
 
 
 def best_choice(python, file, threads, cell):
-    """llama.cpp's faster settings for this cell."""
-    unified = (False, True) if CELLS[cell]["n_seqs"] > 1 else (False,)
-    tried = []
-    for flash, one in itertools.product((False, True), unified):
-        choice = {"flash_attn": flash, "kv_unified": one}
-        tried.append((measure_llama(python, file, threads, cell, choice, 2)["ns"], choice))
-    return min(tried, key=lambda t: t[0])[1]
+    """llama.cpp's faster settings for this cell, one switch after the other. Threads that spin while
+    others wait for a core can take minutes on a busy machine: such a try is broken off."""
+    best = {"flash_attn": True, "kv_unified": False, "omp_wait": "passive"}
+    start = time.monotonic()
+    best_ns = measure_llama(python, file, threads, cell, best)["ns"]
+    limit_s = 3 * (time.monotonic() - start)
+    tries = [{"flash_attn": False}]
+    if CELLS[cell]["n_seqs"] > 1:
+        tries.append({"kv_unified": True})
+    if threads > 1:
+        tries.append({"omp_wait": "active"})
+    for change in tries:
+        choice = dict(best, **change)
+        got = measure_llama(python, file, threads, cell, choice, limit_s)
+        if got and got["ns"] < best_ns:
+            best, best_ns = choice, got["ns"]
+    return best
 
 
 def n_tokens(cell):

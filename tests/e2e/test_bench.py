@@ -129,8 +129,8 @@ class Serve(unittest.TestCase):
                 self.assertGreaterEqual(got[f"{figure}_{metric}_ms"], 0)
             self.assertGreaterEqual(got[f"p99_{metric}_ms"], got[f"median_{metric}_ms"])
         self.assertGreaterEqual(got["median_e2el_ms"], got["median_ttft_ms"])
-        for key in ("date", "backend", "model_id", "request_rate", "burstiness", "max_concurrency", "duration",
-                    "request_throughput", "output_throughput", "total_token_throughput", "environment"):
+        for key in ("date", "backend", "model_id", "request_rate", "burstiness", "max_concurrency",
+                    "duration", "request_throughput", "output_throughput", "total_token_throughput", "environment"):
             self.assertIn(key, got)
         for key in ("ttfts", "itls", "input_lens", "generated_texts", "errors"):
             self.assertEqual(len(got[key]), self.N, key)

@@ -25,9 +25,9 @@ struct sl_offline_case {
     uint64_t seed;      /* of the prompts */
 };
 
-/* One run. `wall_ns`, by the engine's clock, covers the timed part, in which n_prefill prompt tokens
- * were read and n_decode tokens generated. `cpu_ns` is the process's, read when this thread sees
- * the first and the last step of that part: of a very short DECODE it may miss some. */
+/* One run. `wall_ns`, by the engine's clock, covers the timed part, in which n_prefill tokens of
+ * prompts were read and n_decode tokens generated. `cpu_ns` is the process's, read when this thread
+ * sees the first and the last step of that part: of a very short DECODE it may miss some. */
 struct sl_offline_sample {
     uint64_t wall_ns, cpu_ns;
     uint64_t first_ns; /* from the first submit until every sequence has a token */
