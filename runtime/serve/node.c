@@ -200,6 +200,12 @@ void node_stop(struct node *n, enum sl_status status, const struct sl_err *err)
     sl_loop_stop(n->loop);
 }
 
+/* Requests not yet answered, at both doors. */
+static uint32_t n_busy(const struct node *n)
+{
+    return gateway_busy(n->gateway) + grpc_door_busy(n->grpc);
+}
+
 void node_drain(struct node *n)
 {
     if (n->draining)
@@ -207,7 +213,7 @@ void node_drain(struct node *n)
     n->draining = true;
     uint64_t ms = n->cfg->drain_ms ? n->cfg->drain_ms : DRAIN_MS_DEFAULT;
     n->drain_until_ns = sl_now_ns() + ms * SL_MS_NS;
-    sl_log(SL_LOG_INFO, "draining: %u requests in flight", gateway_busy(n->gateway));
+    sl_log(SL_LOG_INFO, "draining: %u requests in flight", n_busy(n));
     sl_router_drain(n->router);
     grpc_door_drain(n->grpc);
     gateway_drain(n->gateway);
@@ -219,7 +225,7 @@ static void on_term(void *ctx)
     if (n->draining) {
         struct sl_err err;
         sl_fail(&err, SL_DRAIN_DEADLINE, "stopped by a second signal");
-        node_stop(n, gateway_busy(n->gateway) ? SL_DRAIN_DEADLINE : SL_OK, &err);
+        node_stop(n, n_busy(n) ? SL_DRAIN_DEADLINE : SL_OK, &err);
         return;
     }
     node_drain(n);
@@ -235,11 +241,11 @@ static void drain_tick(struct node *n, uint64_t now)
     if (!n->draining || n->stopping)
         return;
     struct sl_err err;
-    if (!gateway_busy(n->gateway) && !grpc_door_busy(n->grpc) && sl_list_empty(&n->gens)) {
+    if (!n_busy(n) && sl_list_empty(&n->gens)) {
         node_stop(n, SL_OK, NULL);
     } else if (now >= n->drain_until_ns) {
         sl_fail(&err, SL_DRAIN_DEADLINE, "%u requests were cut off by the drain deadline",
-                gateway_busy(n->gateway));
+                n_busy(n));
         gen_fail_all(n, &err);
         node_stop(n, SL_DRAIN_DEADLINE, &err);
     }

@@ -312,7 +312,7 @@ class Kserve(unittest.TestCase):
 class Life(unittest.TestCase):
     def test_drain(self):
         """Watchers hear of it, what is in flight ends whole, the rest is UNAVAILABLE, exit 0."""
-        with Door() as d:
+        with Door("--shutdown-timeout", 300) as d:
             want = d.text(request(params=LONG))
             seen, ends = [], []
 
@@ -348,7 +348,7 @@ class Life(unittest.TestCase):
         self.assertLessEqual(codes, {Code.OK, Code.UNAVAILABLE})
         d.channel.close()
         rc = d.server.proc.wait(60 * SLOW)
-        self.assertIn(rc, (0, 8))
+        self.assertIn(rc, (0, 8), d.server.text())
         d.server.stop(expect=rc)
 
     def test_worker_lost_and_found(self):

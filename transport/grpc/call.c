@@ -23,21 +23,6 @@ static const struct method methods[] = {
 
 /* --- life ------------------------------------------------------------------------------------- */
 
-struct call *call_new(struct sl_grpc_door *d)
-{
-    struct call *c = calloc(1, sizeof *c);
-    if (!c)
-        return NULL;
-    c->door = d;
-    atomic_init(&c->refs, 1);
-    atomic_init(&c->cancelled, false);
-    grpc_call_details_init(&c->details);
-    grpc_metadata_array_init(&c->metadata);
-    sl_arena_init(&c->mem, GRPC_CALL_MEM_MAX);
-    atomic_fetch_add(&d->n_calls, 1);
-    return c;
-}
-
 void call_ref(struct call *c)
 {
     atomic_fetch_add(&c->refs, 1);
@@ -61,7 +46,6 @@ void call_unref(struct call *c)
 bool call_start(struct call *c, const grpc_op *ops, size_t n, struct tag *t)
 {
     call_ref(c);
-    t->call = c;
     if (grpc_call_start_batch(c->core, ops, n, t, NULL) == GRPC_CALL_OK)
         return true;
     call_unref(c);
@@ -99,7 +83,6 @@ static bool send_batch(struct call *c, const struct sl_str *message, const int *
         ops[n++].data.send_status_from_server.status_details = *text ? &details : NULL;
     }
     c->said_head = true;
-    c->on_sent.fn = on_sent;
     bool started = call_start(c, ops, n, &c->on_sent);
     if (buffer)
         grpc_byte_buffer_destroy(buffer);
@@ -254,12 +237,29 @@ static struct sl_str authorization(const struct call *c)
     return (struct sl_str){"", 0};
 }
 
+struct call *call_new(struct sl_grpc_door *d)
+{
+    struct call *c = calloc(1, sizeof *c);
+    if (!c)
+        return NULL;
+    c->door = d;
+    c->on_message = (struct tag){on_message, c};
+    c->on_closed = (struct tag){on_closed, c};
+    c->on_sent = (struct tag){on_sent, c};
+    atomic_init(&c->refs, 1);
+    atomic_init(&c->cancelled, false);
+    grpc_call_details_init(&c->details);
+    grpc_metadata_array_init(&c->metadata);
+    sl_arena_init(&c->mem, GRPC_CALL_MEM_MAX);
+    atomic_fetch_add(&d->n_calls, 1);
+    return c;
+}
+
 void call_begin(struct call *c)
 {
     struct sl_grpc_door *d = c->door;
     grpc_op op = {.op = GRPC_OP_RECV_CLOSE_ON_SERVER};
     op.data.recv_close_on_server.cancelled = &c->close_cancelled;
-    c->on_closed.fn = on_closed;
     if (!call_start(c, &op, 1, &c->on_closed))
         return;
     c->method = find_method(c);
@@ -273,7 +273,6 @@ void call_begin(struct call *c)
     } else {
         op = (grpc_op){.op = GRPC_OP_RECV_MESSAGE};
         op.data.recv_message.recv_message = &c->received;
-        c->on_message.fn = on_message;
         call_start(c, &op, 1, &c->on_message);
     }
 }

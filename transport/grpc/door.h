@@ -14,6 +14,8 @@
 #include <sluice/base/containers.h>
 #include <stdatomic.h>
 
+/* What a batch's end calls. Set when the call is made and never again: the door's thread reads it
+ * without a lock. */
 struct call;
 struct tag {
     void (*fn)(struct call *c, bool ok); /* drops the batch's reference by returning */
