@@ -14,7 +14,8 @@ untimed and once timed. sluice is `sluice bench offline`: its time runs from sub
 token taken from the engine, scheduling and sampling included. llama.cpp is driven through the C API
 of llama-cpp-python; its time is the time inside llama_decode alone, so that Python costs it
 nothing. llama.cpp's flash attention, unified KV and spinning of idle OpenMP threads are tried both
-ways first, and what is faster is kept for all rounds.
+ways first (many streams on a shorter run), and what is faster is kept for all rounds. --output is
+written anew after every round.
 
 Only the standard library is needed; llama-cpp-python is built from source for this machine's CPU
 in a virtual environment of its own (--venv, kept in the cache folder).
@@ -226,8 +227,8 @@ def measure_sluice(sluice, file, threads, cell):
             "environment": got["environment"], "version": got["version"]}
 
 
-def measure_llama(python, file, threads, cell, choice, limit_s=None):
-    spec = dict(CELLS[cell], cell=cell, file=file, threads=threads, **choice)
+def measure_llama(python, file, threads, cell, choice, limit_s=None, sizes=None):
+    spec = dict(sizes or CELLS[cell], cell=cell, file=file, threads=threads, **choice)
     command = [python, os.path.abspath(__file__), "--peer", json.dumps(spec)]
     out = output_of(command, "llama.cpp", {"OMP_WAIT_POLICY": choice["omp_wait"]}, limit_s)
     return json.loads(out.splitlines()[-1]) if out else None
@@ -237,8 +238,11 @@ def best_choice(python, file, threads, cell):
     """llama.cpp's faster settings for this cell, one switch after the other. Threads that spin while
     others wait for a core can take minutes on a busy machine: such a try is broken off."""
     best = {"flash_attn": True, "kv_unified": False, "omp_wait": "passive"}
+    sizes = CELLS[cell]
+    if sizes["n_seqs"] > 1:
+        sizes = dict(sizes, n_prompt=sizes["n_prompt"] // 4, n_gen=16)
     start = time.monotonic()
-    best_ns = measure_llama(python, file, threads, cell, best)["ns"]
+    best_ns = measure_llama(python, file, threads, cell, best, None, sizes)["ns"]
     limit_s = 3 * (time.monotonic() - start)
     tries = [{"flash_attn": False}]
     if CELLS[cell]["n_seqs"] > 1:
@@ -247,7 +251,7 @@ def best_choice(python, file, threads, cell):
         tries.append({"omp_wait": "active"})
     for change in tries:
         choice = dict(best, **change)
-        got = measure_llama(python, file, threads, cell, choice, limit_s)
+        got = measure_llama(python, file, threads, cell, choice, limit_s, sizes)
         if got and got["ns"] < best_ns:
             best, best_ns = choice, got["ns"]
     return best
@@ -314,19 +318,30 @@ def compare(args, files, python):
         say(f"compare: round {i + 1} of {args.rounds}")
         for row in rows:
             add_round(row, i, args.sluice, python)
-    for row in rows:
-        summarise(row)
-    last = rows[0]["sluice"]["last"]
-    environment = {
-        "cpu": last["environment"]["cpu"], "cores": os.cpu_count(), "isa": last["environment"]["isa"],
-        "sluice": last["version"], "llama_cpp_python": package_version(python),
-        "llama_cpp_system_info": rows[0]["llama"]["last"]["system_info"], "cmake_args": CMAKE_ARGS,
-        "platform": platform.platform(), "date": time.strftime("%Y-%m-%d"),
-        "load_start": load_start, "load_end": os.getloadavg()}
-    for row in rows:
-        del row["sluice"]["last"], row["llama"]["last"]
-    return {"kind": "compare", "environment": environment, "rounds": args.rounds, "cells": CELLS,
-            "rows": rows}
+            summarise(row)
+        result = {"kind": "compare", "environment": environment_of(rows[0], python, load_start),
+                  "rounds": i + 1, "cells": CELLS,
+                  "rows": [dict(r, sluice=without_last(r["sluice"]), llama=without_last(r["llama"]))
+                           for r in rows]}
+        if args.output:
+            with open(args.output, "w", encoding="utf-8") as f:
+                json.dump(result, f, indent=1)
+    return result
+
+
+def without_last(side):
+    return {k: v for k, v in side.items() if k != "last"}
+
+
+def environment_of(row, python, load_start):
+    """Where and with what this was measured, as both sides say it themselves."""
+    last = row["sluice"]["last"]
+    return {"cpu": last["environment"]["cpu"], "cores": os.cpu_count(),
+            "isa": last["environment"]["isa"], "sluice": last["version"],
+            "llama_cpp_python": package_version(python),
+            "llama_cpp_system_info": row["llama"]["last"]["system_info"], "cmake_args": CMAKE_ARGS,
+            "platform": platform.platform(), "date": time.strftime("%Y-%m-%d"),
+            "load_start": load_start, "load_end": os.getloadavg()}
 
 
 def default_model(sluice):
@@ -374,9 +389,6 @@ def main():
             files.append(os.path.join(folder, stem + "-as-Q8_0.gguf"))
             output_of([args.sluice, "bench", "requantize", files[0], files[1]], "sluice bench requantize")
         result = compare(args, files, python)
-    if args.output:
-        with open(args.output, "w", encoding="utf-8") as f:
-            json.dump(result, f, indent=1)
     print(table_of(result))
 
 
