@@ -16,7 +16,8 @@
 #include <unistd.h>
 
 #define DRAIN_MS_DEFAULT 30000
-#define STOP_CHILDREN_MS 2000
+#define STOP_CHILDREN_MS 10000 /* for the step in flight and giving memory back */
+#define STOP_AT_ONCE_MS  1000
 #define RETRIES_MAX      3
 
 /* --- keys ------------------------------------------------------------------------------------- */
@@ -369,7 +370,8 @@ static void stop_children(struct node *n)
     if (polite && n->bus)
         node_bus_say_drain(n);
     node_children_stop(n, SIGTERM);
-    for (int ms = 0; ms < STOP_CHILDREN_MS; ms += 10) {
+    int limit_ms = polite ? STOP_CHILDREN_MS : STOP_AT_ONCE_MS;
+    for (int ms = 0; ms < limit_ms; ms += 10) {
         node_children_reap(n);
         if (!node_children_stop(n, 0))
             return;

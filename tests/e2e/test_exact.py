@@ -74,8 +74,8 @@ class Exact(unittest.TestCase):
         self.matrix("--no-enable-prefix-caching", "--page-size", 32)
 
     def test_preemption(self):
-        # room for 400 positions of 23040 bytes; small pages, so that answers grow by several
-        args = ("--kv-cache-memory-bytes", 400 * 23040, "--max-model-len", 380, "--page-size", 4)
+        # room for 240 positions of 23040 bytes; small pages, so that answers grow by several
+        args = ("--kv-cache-memory-bytes", 240 * 23040, "--max-model-len", 230, "--page-size", 4)
         with Server(*args, model=self.model) as s:
             self.check(in_parallel([lambda r=r: answer(s, r) for r in self.reqs]), "few pages")
             text = s.get("/metrics")[1]
