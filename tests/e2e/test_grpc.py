@@ -3,6 +3,7 @@ drain, keys, limits, deadlines and cancellation hold, and every bad request is r
 server goes on."""
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -282,13 +283,18 @@ class Kserve(unittest.TestCase):
         self.idle(before)
 
     def test_cancel_frees_pages(self):
-        before = self.d.server.free_pages()
+        before, aborted = self.d.server.free_pages(), self.n_aborted()
         calls = [self.d.stub.ModelInfer.future(request(params=LONG)) for _ in range(24)]
-        wait_until("a request runs", lambda: any(w["running"] for w in self.d.server.workers()))
+        wait_until("all run", lambda: sum(w["running"] + w["waiting"] for w in self.d.server.workers()) == 24)
         for c in calls:
             c.cancel()
         self.idle(before)
+        self.assertGreater(self.n_aborted() - aborted, 12)  # rather than having come to their end
         self.assertTrue(self.d.text(request()))
+
+    def n_aborted(self):
+        text = self.d.server.get("/metrics")[1]
+        return float(re.search(r'request_success_total\{[^}]*finished_reason="abort"[^}]*\} ([\d.]+)', text)[1])
 
     def idle(self, pages):
         s = self.d.server
