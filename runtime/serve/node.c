@@ -407,14 +407,14 @@ static void close_parts(struct node *n)
     node_bus_close(n);
     if (n->router)
         sl_router_close(n->router);
+    if (n->loop)
+        sl_loop_close(n->loop); /* waits for helpers, which still read the tokenizer */
     if (n->template)
         sl_template_close(n->template);
     if (n->tokenizer)
         sl_tokenizer_close(n->tokenizer);
     if (n->gguf)
         sl_gguf_close(n->gguf);
-    if (n->loop)
-        sl_loop_close(n->loop);
     free(n->children);
     free(n->keys);
 }
