@@ -125,7 +125,8 @@ class Peer:
 
     def prefill(self, prompts):
         """All prompts in batches of at most 512 rows; the next token of each sequence."""
-        rows = [(t, i, s, int(i + 1 == len(p))) for s, p in enumerate(prompts) for i, t in enumerate(p)]
+        rows = [(t, i, s, int(i + 1 == len(p)))
+                for s, p in enumerate(prompts) for i, t in enumerate(p)]
         out = {}
         for at in range(0, len(rows), 512):
             part = rows[at:at + 512]
@@ -201,8 +202,8 @@ def output_of(command, what, env=None, limit_s=None):
     """Standard output; None when it takes longer than limit_s."""
     full = dict(os.environ, **(env or {}))
     try:
-        p = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=full,
-                           timeout=limit_s)
+        p = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+                           env=full, timeout=limit_s)
     except subprocess.TimeoutExpired:
         return None
     if p.returncode:
@@ -217,7 +218,8 @@ def measure_sluice(sluice, file, threads, cell):
     if cell == "prefill":
         command += ["--mode", "prefill", "--input-len", str(c["n_prompt"])]
     elif cell == "decode":
-        command += ["--mode", "decode", "--depth", str(c["n_prompt"]), "--output-len", str(c["n_gen"])]
+        command += ["--mode", "decode", "--depth", str(c["n_prompt"]),
+                    "--output-len", str(c["n_gen"])]
     else:
         command += ["--mode", "mixed", "--input-len", str(c["n_prompt"]),
                     "--output-len", str(c["n_gen"])]
@@ -235,8 +237,8 @@ def measure_llama(python, file, threads, cell, choice, limit_s=None, sizes=None)
 
 
 def best_choice(python, file, threads, cell):
-    """llama.cpp's faster settings for this cell, one switch after the other. Threads that spin while
-    others wait for a core can take minutes on a busy machine: such a try is broken off."""
+    """llama.cpp's faster settings for this cell, one switch after the other. Threads that spin
+    while others wait for a core can take minutes on a busy machine: such a try is broken off."""
     best = {"flash_attn": True, "kv_unified": False, "omp_wait": "passive"}
     sizes = CELLS[cell]
     if sizes["n_seqs"] > 1:
@@ -292,9 +294,9 @@ def table_of(result):
     e = result["environment"]
     lines = [f"{e['cpu']}, {e['cores']} cores, {e['isa']}; sluice {e['sluice']}, "
              f"{PACKAGE} {e['llama_cpp_python']}; {e['date']}",
-             f"medians of {result['rounds']} interleaved rounds; load {e['load_start'][0]:.1f} at the "
-             f"start, {e['load_end'][0]:.1f} at the end; ratio = median over rounds of llama.cpp's "
-             "time / sluice's, above 1: sluice is faster", "",
+             f"medians of {result['rounds']} interleaved rounds; load {e['load_start'][0]:.1f} at "
+             f"the start, {e['load_end'][0]:.1f} at the end; ratio = median over rounds of "
+             "llama.cpp's time / sluice's, above 1: sluice is faster", "",
              f"{'model':34} {'threads':>7} {'cell':8} {'sluice tok/s':>12} {'llama tok/s':>12} "
              f"{'ratio':>6} {'rounds':>13} {'cpu':>6}"]
     for r in result["rows"]:
@@ -308,7 +310,8 @@ def table_of(result):
 def compare(args, files, python):
     rows = []
     for file, threads, cell in itertools.product(files, args.threads, args.cells):
-        say(f"compare: settings of llama.cpp for {os.path.basename(file)}, {threads} threads, {cell}")
+        name = os.path.basename(file)
+        say(f"compare: settings of llama.cpp for {name}, {threads} threads, {cell}")
         rows.append({"file": file, "threads": threads, "cell": cell,
                      "llama_settings": best_choice(python, file, threads, cell),
                      "sluice": {"samples_ns": [], "samples_cpu_ns": []},
@@ -387,7 +390,7 @@ def main():
         if not args.no_q8:
             stem = os.path.basename(files[0]).removesuffix(".gguf")
             files.append(os.path.join(folder, stem + "-as-Q8_0.gguf"))
-            output_of([args.sluice, "bench", "requantize", files[0], files[1]], "sluice bench requantize")
+            output_of([args.sluice, "bench", "requantize", *files], "sluice bench requantize")
         result = compare(args, files, python)
     print(table_of(result))
 
