@@ -1,11 +1,14 @@
 #!/usr/bin/env bash
 # Tries the README's commands in a fresh Debian 12 root that holds nothing but apt and the tree.
-# Usage: fresh_root.sh ROOT-FOLDER [COMMAND...]   (default: the checks below; needs root, mmdebstrap)
+# Usage: fresh_root.sh ROOT-FOLDER [COMMAND...]   (default: the checks below; needs root, mmdebstrap;
+# exit code 77 without them). The root is kept: remove it to begin anew.
 # The machine's own apt and pip settings and certificates are handed in; the launcher knows of none.
 set -euo pipefail
 root=$1
 shift
 tree=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)
+[ "$(id -u)" = 0 ] && command -v mmdebstrap >/dev/null ||
+    { echo "skipped: needs root and mmdebstrap"; exit 77; }
 say() { printf 'fresh root: %s\n' "$*" >&2; }
 
 if [ ! -d "$root/etc" ]; then

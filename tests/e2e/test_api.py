@@ -3,7 +3,7 @@ or whole, and every bad value is refused by name while the server goes on."""
 import json
 import unittest
 
-from harness import Server
+from harness import Server, in_parallel, wait_until
 
 BASE = {"prompt": "hello world", "max_tokens": 12, "temperature": 0, "ignore_eos": True}
 
@@ -252,6 +252,32 @@ class Keys(unittest.TestCase):
                     self.assertEqual(s.get("/v1/models", {"Authorization": f"Bearer {key}"})[0], 200)
                 self.assertEqual(s.post("/v1/completions", BASE)[0], 401)
                 self.assertNotIn("secret-one", s.text())
+
+
+class Overload(unittest.TestCase):
+    def test_a_full_queue_is_said_and_the_rest_is_served(self):
+        with Server("--max-num-seqs", 1, "--max-num-queued-reqs", 2) as s:
+            def one(i):
+                status, got = s.post("/v1/completions", dict(BASE, max_tokens=400, seed=i))
+                return status, got
+
+            answers = in_parallel([lambda i=i: one(i) for i in range(40)])
+            statuses = [a[0] for a in answers]
+            self.assertEqual(set(statuses), {200, 429})
+            for status, got in answers:
+                if status == 429:
+                    self.assertEqual(got["error"]["code"], "queue_full")
+                else:
+                    self.assertEqual(got["usage"]["completion_tokens"], 400)
+            self.assertEqual(s.post("/v1/completions", BASE)[0], 200)
+
+    def test_deadline(self):
+        with Server() as s:
+            status, got = s.post("/v1/completions", dict(BASE, max_tokens=1900, timeout_ms=1))
+            self.assertEqual(status, 408, got)
+            self.assertEqual(got["error"]["code"], "deadline_exceeded")
+            wait_until("pages are free", lambda: all(w["kv_pages_free"] == w["kv_pages_total"]
+                                                     for w in s.workers()))
 
 
 if __name__ == "__main__":
