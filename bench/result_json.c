@@ -1,6 +1,7 @@
 /* The result file of a load test. */
 #include "result.h"
 
+#include <sluice/base/machine.h>
 #include <math.h>
 #include <stdio.h>
 #include <string.h>
@@ -73,28 +74,11 @@ static void put_records(struct sl_buf *out, const struct bench_record *r, size_t
     PUT_LIST(out, "errors", n, i, put_str(out, r[i].error));
 }
 
-static void cpu_model(char *out, size_t size)
-{
-    char line[256];
-    FILE *f = fopen("/proc/cpuinfo", "r");
-    snprintf(out, size, "unknown");
-    while (f && fgets(line, sizeof line, f)) {
-        char *colon = strchr(line, ':');
-        if (strncmp(line, "model name", 10) != 0 || !colon)
-            continue;
-        line[strcspn(line, "\n")] = 0;
-        snprintf(out, size, "%s", colon + 1 + (colon[1] == ' '));
-        break;
-    }
-    if (f)
-        fclose(f);
-}
-
 static void put_environment(struct sl_buf *out, const struct bench_description *d)
 {
     char cpu[128];
     struct utsname u;
-    cpu_model(cpu, sizeof cpu);
+    sl_cpu_model_name(cpu, sizeof cpu);
     sl_buf_puts(out, "\"environment\": {\"cpu\": ");
     put_str(out, cpu);
     sl_buf_printf(out, ", \"cores\": %ld, \"version\": ", sysconf(_SC_NPROCESSORS_ONLN));

@@ -2,6 +2,7 @@
 #include "engine_options.h"
 #include "session.h"
 
+#include <sluice/base/machine.h>
 #include <sluice/base/time.h>
 #include <sluice/bench/offline.h>
 

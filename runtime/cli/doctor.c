@@ -1,6 +1,7 @@
 /* sluice doctor: what this machine can do. Exit 0 whenever CPU serving works. */
 #include "cli.h"
 
+#include <sluice/base/machine.h>
 #include <sluice/kernels/op.h>
 #include <stdio.h>
 #include <string.h>
@@ -14,23 +15,6 @@ static const struct sl_option table[] = {
     {"json", SL_OPT_FLAG, offsetof(struct doctor_options, json), "false", 0, 0, NULL, NULL,
      "print JSON"},
 };
-
-static void cpu_name(char *out, size_t size)
-{
-    char line[256];
-    FILE *f = fopen("/proc/cpuinfo", "re");
-    snprintf(out, size, "unknown");
-    while (f && fgets(line, sizeof line, f)) {
-        char *colon = strchr(line, ':');
-        if (!strncmp(line, "model name", 10) && colon) {
-            colon[strcspn(colon, "\n")] = 0;
-            snprintf(out, size, "%s", colon + 2);
-            break;
-        }
-    }
-    if (f)
-        fclose(f);
-}
 
 static void print_isas(struct sl_buf *b, bool json)
 {
@@ -55,7 +39,7 @@ static int examine(bool json)
         (unsigned long long)pages * (unsigned long long)sysconf(_SC_PAGESIZE);
     char name[128];
     struct sl_buf b = {0};
-    cpu_name(name, sizeof name);
+    sl_cpu_model_name(name, sizeof name);
     if (json) {
         sl_buf_puts(&b, "{\"version\":\"" SLUICE_VERSION "\",\"cpu\":");
         sl_buf_json_str(&b, name, strlen(name));

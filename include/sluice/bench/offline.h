@@ -47,7 +47,4 @@ void sl_offline_json(const struct sl_offline_case *c, const struct sl_offline_sa
 void sl_offline_line(const struct sl_offline_case *c, const struct sl_offline_sample *samples,
                      size_t n, struct sl_buf *out);
 
-/* What /proc/cpuinfo calls the processor, or "unknown". */
-void sl_cpu_model_name(char *out, size_t size);
-
 #endif
