@@ -8,18 +8,23 @@
 #include <string.h>
 #include <unistd.h>
 
-/* `self` is the program's own path; the script's path is appended to `out`, or SL_UNSUPPORTED. */
+/* `self` is the program's own path, in build/ or in a folder of it; the script's path is put into
+ * `out`, or SL_UNSUPPORTED. */
 static enum sl_status find_script(const char *self, struct sl_buf *out, struct sl_err *err)
 {
+    static const char *const places[] = {"/../bench/compare.py", "/../../bench/compare.py"};
     const char *end = strrchr(self, '/');
     size_t folder = end ? (size_t)(end - self) : 0;
-    sl_buf_append(out, self, folder);
-    sl_buf_puts(out, "/../bench/compare.py");
-    if (out->failed || access(out->data, R_OK))
-        return sl_fail(err, SL_UNSUPPORTED,
-                       "bench compare is not implemented in an installed sluice; it needs the "
-                       "source tree");
-    return SL_OK;
+    for (size_t i = 0; i < sizeof places / sizeof *places; i++) {
+        sl_buf_clear(out);
+        sl_buf_append(out, self, folder);
+        sl_buf_puts(out, places[i]);
+        if (!out->failed && access(out->data, R_OK) == 0)
+            return SL_OK;
+    }
+    return sl_fail(err, SL_UNSUPPORTED,
+                   "bench compare is not implemented in an installed sluice; it needs the source "
+                   "tree");
 }
 
 static enum sl_status run_script(const char *self, const char *script, int argc, char **argv,

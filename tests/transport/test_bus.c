@@ -287,6 +287,7 @@ static void reconnect_is_seen(void **state)
     struct sl_bus *router = open_bus(true, f->ipc.data), *worker = open_bus(false, f->ipc.data);
     send_soon(worker, 0, &load);
     recv_msg(router, &m);
+    until_connected(worker, 1);
     sl_bus_close(router);
     uint64_t until = sl_now_ns() + PATIENCE_MS * SL_MS_NS;
     while (sl_bus_connected(worker, 0) && sl_now_ns() < until) {
