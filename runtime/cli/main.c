@@ -1,6 +1,7 @@
 /* The program: finds the verb and runs it. */
 #include "cli.h"
 
+#include <sluice/base/limits.h>
 #include <sluice/base/log.h>
 #include <locale.h>
 #include <signal.h>
@@ -61,7 +62,8 @@ static int print_out(struct sl_buf *b)
     return 0;
 }
 
-/* help --man VERB: the manual page in roff; help --completion: a script for bash. */
+/* help --man VERB: the manual page in roff; --completion: a script for bash; --limits: the table of
+ * limits. */
 static int print_docs(const char *what, const char *word)
 {
     struct sl_verb_doc docs[N_VERBS];
@@ -80,7 +82,14 @@ static int print_docs(const char *what, const char *word)
         sl_options_complete(docs, n, &b);
         return print_out(&b);
     }
-    fputs("sluice: usage: sluice help [--man VERB | --completion]\n", stderr);
+    if (!strcmp(what, "--limits")) {
+        for (size_t i = 0; i < sl_n_limits; i++)
+            sl_buf_printf(&b, "%-26s %10llu %-12s %s\n", sl_limits[i].name,
+                          (unsigned long long)sl_limits[i].value, sl_limits[i].unit,
+                          sl_limits[i].what);
+        return print_out(&b);
+    }
+    fputs("sluice: usage: sluice help [--man VERB | --completion | --limits]\n", stderr);
     return sl_status_row(SL_USAGE)->exit_code;
 }
 
@@ -94,7 +103,8 @@ static int help(int argc, char **argv, char *const *env)
         printf("  %-10s %s\n", verbs[i].name, verbs[i].help);
     puts("\n`sluice VERB --help` lists a verb's options; `sluice help --man VERB` prints its "
          "manual page,"
-         "\n`sluice help --completion` the completion for bash.");
+         "\n`sluice help --completion` the completion for bash, `sluice help --limits` every "
+         "limit.");
     return 0;
 }
 
