@@ -29,6 +29,9 @@ class Cli(unittest.TestCase):
         self.fails(2, "serve", "--kv-cache-dtype", "f8")
         self.fails(2, "serve", TINY, "--port", "0", env={"SLUICE_MAX_NUM_SEQS": "many"})
         self.assertEqual(run("help")[0], 0)
+        self.assertIn("http_header_bytes", run("help", "--limits")[1])
+        self.assertIn("--max-num-seqs", run("help", "--man", "serve")[1].replace("\\-", "-"))
+        self.assertIn("-F _sluice sluice", run("help", "--completion")[1])
         self.assertEqual(run("serve", "--help")[0], 0)
 
     def test_config_file(self):
