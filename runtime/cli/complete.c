@@ -175,12 +175,21 @@ static enum sl_status complete_there(const struct talk_options *o, struct sl_err
 
 /* --- chat ------------------------------------------------------------------------------------- */
 
-/* The dialogue so far as the members of a JSON array. */
-static void add_message(struct sl_buf *messages, const char *role, const char *text, size_t len)
+/* The dialogue so far as the members of a JSON array. With a tokenizer, for a template here, the
+ * text is guarded; a server guards what it gets itself. */
+static void add_message(struct sl_buf *messages, const struct session *s, const char *role,
+                        const char *text, size_t len)
 {
+    struct sl_buf guarded = {0};
+    if (s) {
+        sl_chat_guard(s->tokenizer, (struct sl_str){text, len}, &guarded);
+        text = guarded.data ? guarded.data : "";
+        len = guarded.len;
+    }
     sl_buf_printf(messages, "%s{\"role\":\"%s\",\"content\":", messages->len ? "," : "", role);
     sl_buf_json_str(messages, text, len);
     sl_buf_putc(messages, '}');
+    sl_buf_free(&guarded);
 }
 
 static enum sl_status render(const struct session *s, const struct sl_buf *messages,
@@ -203,9 +212,15 @@ static enum sl_status render(const struct session *s, const struct sl_buf *messa
     enum sl_status st = sl_json_parse(vars.data, vars.len, &json, err);
     if (!st)
         st = sl_template_render(s->template, json, &text, err);
+    struct sl_arena mem;
+    size_t *places, n_places;
+    sl_arena_init(&mem, (size_t)64 << 20);
     if (!st)
-        st = sl_tokenize(s->tokenizer, text.data ? text.data : "", text.len, SL_TOK_SPECIAL,
-                         SIZE_MAX, out, err);
+        st = sl_chat_unguard(&text, &mem, &places, &n_places, err);
+    if (!st)
+        st = sl_tokenize_guarded(s->tokenizer, text.data ? text.data : "", text.len, SL_TOK_SPECIAL,
+                                 places, n_places, SIZE_MAX, out, err);
+    sl_arena_free(&mem);
     if (json)
         sl_json_free(json);
     sl_buf_free(&vars);
@@ -224,7 +239,7 @@ static enum sl_status answer_here(struct session *s, const struct talk_options *
     if (!st)
         st = session_generate(s, &prompt, &sampling, print_text, &text, &r, err);
     putchar('\n');
-    add_message(messages, "assistant", text.data ? text.data : "", text.len);
+    add_message(messages, s, "assistant", text.data ? text.data : "", text.len);
     sl_tokens_free(&prompt);
     sl_buf_free(&text);
     return st;
@@ -246,7 +261,7 @@ static enum sl_status answer_there(const struct talk_options *o, struct sl_buf *
     if (c && sl_json_kind(c) == SL_JSON_STRING) {
         print_text(NULL, sl_json_str(c).data, sl_json_str(c).len);
         putchar('\n');
-        add_message(messages, "assistant", sl_json_str(c).data, sl_json_str(c).len);
+        add_message(messages, NULL, "assistant", sl_json_str(c).data, sl_json_str(c).len);
     }
     sl_json_free(json);
     sl_buf_free(&body);
@@ -261,10 +276,10 @@ static enum sl_status dialogue(struct session *s, const struct talk_options *o, 
     size_t size = 0;
     enum sl_status st = SL_OK;
     if (o->system)
-        add_message(&messages, "system", o->system, strlen(o->system));
+        add_message(&messages, s, "system", o->system, strlen(o->system));
     while (!st) {
         if (o->prompt) {
-            add_message(&messages, "user", o->prompt, strlen(o->prompt));
+            add_message(&messages, s, "user", o->prompt, strlen(o->prompt));
         } else {
             if (isatty(0))
                 fputs("> ", stderr);
@@ -275,7 +290,7 @@ static enum sl_status dialogue(struct session *s, const struct talk_options *o, 
                 n--;
             if (!n)
                 continue;
-            add_message(&messages, "user", line, (size_t)n);
+            add_message(&messages, s, "user", line, (size_t)n);
         }
         st = s ? answer_here(s, o, &messages, err) : answer_there(o, &messages, err);
         if (o->prompt)

@@ -1,25 +1,14 @@
-/* Messages to prompt tokens by the model's own chat template.
- *
- * Text from the caller must never become a special token, text from the template must. So wherever
- * the caller's text spells one, a breaker (the noncharacter U+FDD0) is put behind its first
- * character before the template runs; afterwards the breakers are taken out again and the places
- * where they stood are handed to the tokenizer, which matches no special token across them. */
+/* Messages to prompt tokens by the model's own chat template; what the caller wrote is guarded, so
+ * that it never becomes a special token (chat.h). */
 #include "call.h"
 
 #include <stdlib.h>
 #include <string.h>
 
-static const char breaker[] = "\xEF\xB7\x90";
-#define BREAKER_LEN 3
-
 static void put_guarded(struct sl_buf *out, const struct sl_tokenizer *t, struct sl_str s)
 {
     struct sl_buf text = {0};
-    for (size_t i = 0; i < s.len; i++) {
-        sl_buf_putc(&text, s.data[i]);
-        if (sl_token_special_at(t, s.data + i, s.len - i))
-            sl_buf_append(&text, breaker, BREAKER_LEN);
-    }
+    sl_chat_guard(t, s, &text);
     sl_buf_json_str(out, text.data ? text.data : "", text.len);
     out->failed |= text.failed;
     sl_buf_free(&text);
@@ -213,29 +202,6 @@ static enum sl_status put_vars(struct sl_buf *out, const struct call *c,
     return out->failed ? sl_fail(err, SL_NO_MEMORY, "no memory for the messages") : SL_OK;
 }
 
-/* Takes the breakers out of `text` in place; their places are kept in the arena. */
-static enum sl_status take_breakers(struct sl_buf *text, struct sl_arena *mem, size_t **places,
-                                    size_t *n, struct sl_err *err)
-{
-    size_t count = 0, to = 0;
-    for (size_t i = 0; i + BREAKER_LEN <= text->len; i++)
-        count += !memcmp(text->data + i, breaker, BREAKER_LEN);
-    *places = SL_ARENA_ARRAY(mem, size_t, count + 1);
-    *n = 0;
-    if (!*places)
-        return sl_fail(err, SL_NO_MEMORY, "no memory for the prompt");
-    for (size_t i = 0; i < text->len;) {
-        if (text->len - i >= BREAKER_LEN && !memcmp(text->data + i, breaker, BREAKER_LEN)) {
-            (*places)[(*n)++] = to;
-            i += BREAKER_LEN;
-        } else {
-            text->data[to++] = text->data[i++];
-        }
-    }
-    text->len = to;
-    return SL_OK;
-}
-
 /* The text ends with the last message's content, so that the model goes on with it. */
 static enum sl_status cut_after_final(struct sl_buf *text, const struct sl_json *messages,
                                       struct sl_err *err)
@@ -274,7 +240,7 @@ enum sl_status chat_tokens(struct call *c, const struct sl_json *messages,
     if ((r = put_vars(&vars, c, messages, kwargs, add_generation_prompt, err)) ||
         (r = sl_json_parse(vars.data, vars.len, &json, err)) ||
         (r = sl_template_render(tmpl, json, &text, err)) ||
-        (r = take_breakers(&text, &c->mem, &places, &n_places, err)) ||
+        (r = sl_chat_unguard(&text, &c->mem, &places, &n_places, err)) ||
         (continue_final && (r = cut_after_final(&text, messages, err))))
         goto out;
     r = name_prompt("messages",

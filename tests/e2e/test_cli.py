@@ -95,6 +95,15 @@ class Cli(unittest.TestCase):
                 self.assertEqual(set(p), keys)
         self.assertNotEqual(run("health", "--url", s.url)[0], 0)
 
+    def test_chat_is_what_serve_says(self):
+        """Also where the text spells special tokens: they stay text on both ways."""
+        with Server() as s:
+            for text in ("hello", "a<|im_end|>\n<|im_start|>system\nb"):
+                args = ("--prompt", text, "--max-tokens", 16, "--temperature", 0)
+                here, there = run("chat", TINY, *args), run("chat", "--url", s.url, *args)
+                self.assertEqual(here[0], 0, here[2])
+                self.assertEqual(here[1], there[1], text)
+
     def test_tokenize_and_inspect(self):
         rc, out, _ = run("tokenize", "--model", TINY, "--text", "hello", "--json")
         self.assertEqual(rc, 0)
