@@ -20,7 +20,7 @@ static const struct {
     {"requantize", sl_cli_requantize}, {"serve", sl_bench_serve},
     {"offline", sl_cli_bench_offline}, {"ops", not_implemented},
     {"comm", not_implemented},         {"scale", not_implemented},
-    {"faults", not_implemented},       {"compare", sl_cli_bench_compare},
+    {"faults", sl_cli_bench_script},   {"compare", sl_cli_bench_script},
     {"report", not_implemented},
 };
 #define N_KINDS (sizeof kinds / sizeof *kinds)

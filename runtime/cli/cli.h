@@ -24,7 +24,7 @@ int sl_cli_requantize(int argc, char **argv, char *const *env);
 int sl_cli_pull(int argc, char **argv, char *const *env);
 int sl_cli_requantize(int argc, char **argv, char *const *env); /* `bench requantize IN OUT` */
 int sl_cli_bench_offline(int argc, char **argv, char *const *env);
-int sl_cli_bench_compare(int argc, char **argv, char *const *env);
+int sl_cli_bench_script(int argc, char **argv, char *const *env);
 
 /* What the manual page and the completion are made from; each stands in its verb's file. */
 extern const struct sl_verb_doc sl_doc_serve, sl_doc_router, sl_doc_worker, sl_doc_complete,
