@@ -39,6 +39,8 @@ enum sl_status sl_kv_open(struct sl_kv_pool *kv, uint32_t n_pages, uint32_t page
     for (uint32_t p = 0; p < n_pages; p++)
         sl_list_push_back(&kv->free, &kv->pages[p].link);
     kv->n_free = n_pages;
+    kv->tell_at = n_pages;
+    kv->round = 1;
     return SL_OK;
 }
 
@@ -53,6 +55,10 @@ void sl_kv_close(struct sl_kv_pool *kv)
 
 static void unindex(struct sl_kv_pool *kv, struct sl_kv_page *p)
 {
+    struct sl_kv_event e = {.kind = SL_KV_REMOVED};
+    memcpy(e.key, p->key, sizeof e.key);
+    if (kv->events)
+        sl_kv_events_push(kv->events, &e);
     sl_hash_remove(&kv->index, &p->by_key);
     p->indexed = false;
     kv->n_indexed--;
@@ -123,6 +129,7 @@ void sl_prefix_reset(struct sl_kv_pool *kv)
         kv->n_cached--;
         kv->n_free++;
     }
+    sl_kv_retell(kv); /* "cleared", and nothing to tell after it */
 }
 
 static uint32_t count_list(const struct sl_list *head, uint32_t most)

@@ -71,17 +71,73 @@ bool sl_prefix_find(struct sl_kv_pool *kv, const uint8_t key[32], const uint32_t
     return true;
 }
 
-bool sl_prefix_add(struct sl_kv_pool *kv, uint32_t page, const uint8_t key[32],
-                   const uint32_t *tokens)
+/* --- telling ---------------------------------------------------------------------------------- */
+
+static void tell(struct sl_kv_pool *kv, struct sl_kv_page *p)
+{
+    struct sl_kv_event e = {.kind = SL_KV_STORED,
+                            .has_parent = p->has_parent,
+                            .tokens = page_tokens(kv, (uint32_t)(p - kv->pages))};
+    memcpy(e.key, p->key, sizeof e.key);
+    memcpy(e.parent, p->parent, sizeof e.parent);
+    p->told = kv->round;
+    sl_kv_events_push(kv->events, &e);
+}
+
+void sl_kv_retell(struct sl_kv_pool *kv)
+{
+    if (!kv->events)
+        return;
+    sl_kv_events_restart(kv->events);
+    kv->events->overflowed = false;
+    kv->round++;
+    kv->tell_at = 0;
+}
+
+/* The first page of p's chain that this round has not told. */
+static struct sl_kv_page *first_untold(const struct sl_kv_pool *kv, struct sl_kv_page *p)
+{
+    struct sl_kv_page *parent = p;
+    while (p->has_parent && (parent = find(kv, p->parent)) && parent->told != kv->round)
+        p = parent;
+    return p;
+}
+
+bool sl_kv_tell(struct sl_kv_pool *kv, uint32_t most)
+{
+    if (!kv->events)
+        return false;
+    if (kv->events->overflowed)
+        sl_kv_retell(kv);
+    uint32_t room = sl_kv_events_room(kv->events);
+    for (uint32_t left = most < room ? most : room; left && kv->tell_at < kv->n_pages;) {
+        struct sl_kv_page *p = &kv->pages[kv->tell_at];
+        if (!p->indexed || p->told == kv->round) {
+            kv->tell_at++;
+            continue;
+        }
+        tell(kv, first_untold(kv, p));
+        left--;
+    }
+    return kv->tell_at < kv->n_pages;
+}
+
+bool sl_prefix_add(struct sl_kv_pool *kv, uint32_t page, const uint8_t *parent,
+                   const uint8_t key[32], const uint32_t *tokens)
 {
     struct sl_kv_page *p = &kv->pages[page];
     sl_assert(p->refs && !p->indexed);
     if (!kv->tokens || find(kv, key))
         return false;
     memcpy(p->key, key, 32);
+    p->has_parent = parent != NULL;
+    if (parent)
+        memcpy(p->parent, parent, 32);
     memcpy(page_tokens(kv, page), tokens, kv->page_size * sizeof *tokens);
     sl_hash_insert(&kv->index, &p->by_key, key_hash(key));
     p->indexed = true;
     kv->n_indexed++;
+    if (kv->events)
+        tell(kv, p);
     return true;
 }

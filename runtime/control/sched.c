@@ -86,7 +86,9 @@ enum sl_status sl_sched_open(const struct sl_sched_config *cfg, struct sl_sched 
     if (!s)
         return sl_fail(err, SL_NO_MEMORY, "scheduler: no memory");
     s->cfg = *cfg;
+    sl_assert(!cfg->events || cfg->events->page_size == cfg->page_size);
     status = sl_kv_open(&s->kv, cfg->n_pages, cfg->page_size, cfg->prefix_cache, err);
+    s->kv.events = cfg->prefix_cache ? cfg->events : NULL;
     if (!status && !(take_tables(s) && take_plan_memory(s)))
         status = sl_fail(err, SL_NO_MEMORY, "scheduler: no memory for %u sequences of %u pages",
                          cfg->max_seqs, cfg->n_pages);
@@ -324,7 +326,8 @@ static void index_pages(struct sl_sched *s, struct sl_seq *q)
     for (; q->n_indexed < n_full; q->n_indexed++) {
         uint32_t i = q->n_indexed;
         const uint32_t *tokens = q->tokens + (size_t)i * s->cfg.page_size;
-        if (sl_prefix_add(&s->kv, q->pages[i], q->keys[i], tokens))
+        const uint8_t *parent = i ? q->keys[i - 1] : NULL;
+        if (sl_prefix_add(&s->kv, q->pages[i], parent, q->keys[i], tokens))
             continue;
         if (sl_prefix_find(&s->kv, q->keys[i], tokens, &page)) {
             sl_kv_release(&s->kv, q->pages[i]);
@@ -425,6 +428,16 @@ uint64_t sl_sched_next_deadline(const struct sl_sched *s)
 void sl_sched_reset_cache(struct sl_sched *s)
 {
     sl_prefix_reset(&s->kv);
+}
+
+void sl_sched_retell(struct sl_sched *s)
+{
+    sl_kv_retell(&s->kv);
+}
+
+bool sl_sched_tell(struct sl_sched *s, uint32_t most)
+{
+    return sl_kv_tell(&s->kv, most);
 }
 
 void sl_sched_force_preempt(struct sl_sched *s, uint64_t id)

@@ -86,8 +86,8 @@ static void test_index(void **state)
     assert_true(sl_kv_take(&kv, &p));
     assert_true(sl_kv_take(&kv, &q));
     assert_false(sl_prefix_find(&kv, key_a, a, &found));
-    assert_true(sl_prefix_add(&kv, p, key_a, a));
-    assert_false(sl_prefix_add(&kv, q, key_a, a)); /* taken: stays private */
+    assert_true(sl_prefix_add(&kv, p, NULL, key_a, a));
+    assert_false(sl_prefix_add(&kv, q, NULL, key_a, a)); /* taken: stays private */
     assert_false(sl_prefix_find(&kv, key_b, b, &found));
     assert_false(sl_prefix_find(&kv, key_a, b, &found)); /* the tokens are compared too */
     assert_true(sl_prefix_peek(&kv, key_a, a, &unused) && !unused);
@@ -99,7 +99,7 @@ static void test_index(void **state)
     assert_int_equal(sl_kv_available(&kv), 1); /* cached */
     assert_true(sl_kv_take(&kv, &found) && found == p);
     assert_false(sl_prefix_find(&kv, key_a, a, &found)); /* evicted */
-    assert_true(sl_prefix_add(&kv, q, key_b, b));
+    assert_true(sl_prefix_add(&kv, q, key_a, key_b, b));
     sl_prefix_reset(&kv);
     assert_false(sl_prefix_find(&kv, key_b, b, &found));
     sl_kv_release(&kv, q);
@@ -130,7 +130,7 @@ static void test_million_pages(void **state)
             tokens[0] = rng_below(&rng, 3);
             sl_prefix_key(&kv, key, tokens, key);
             assert_true(sl_kv_take(&kv, &page));
-            assert_true(sl_prefix_add(&kv, page, key, tokens));
+            assert_true(sl_prefix_add(&kv, page, NULL, key, tokens));
             sl_kv_release(&kv, page);
         }
         n_used += lengths[n_chains];

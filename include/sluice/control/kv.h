@@ -11,6 +11,7 @@
 
 #include <sluice/base/containers.h>
 #include <sluice/base/err.h>
+#include <sluice/control/kv_events.h>
 #include <stdbool.h>
 #include <stdint.h>
 
@@ -18,8 +19,10 @@ struct sl_kv_page {
     struct sl_list link;        /* free pages, or cached pages in LRU order, or on no list */
     struct sl_hash_node by_key; /* while indexed */
     uint8_t key[32];
+    uint8_t parent[32]; /* key of the page before, while indexed and has_parent */
     uint32_t refs;
-    bool indexed;
+    uint32_t told; /* round of sl_kv_tell in which it was last told */
+    bool indexed, has_parent;
 };
 
 struct sl_kv_pool {
@@ -33,6 +36,8 @@ struct sl_kv_pool {
     struct sl_hash_node **buckets;
     struct sl_hash index;
     struct sl_list free, lru; /* least recently used first */
+    struct sl_kv_events *events; /* told of every change of the index; NULL: nobody listens */
+    uint32_t round, tell_at;     /* of telling all pages again; tell_at n_pages: done */
 };
 
 /* SL_INVALID for no pages or an empty page, SL_NO_MEMORY. */
@@ -62,11 +67,18 @@ bool sl_prefix_find(struct sl_kv_pool *kv, const uint8_t key[32], const uint32_t
 /* Whether sl_prefix_find would hit; *unused: it would turn a cached page into a referenced one. */
 bool sl_prefix_peek(const struct sl_kv_pool *kv, const uint8_t key[32], const uint32_t *tokens,
                     bool *unused);
-/* Enters a computed, referenced page. False when the key is taken: the page stays private. */
-bool sl_prefix_add(struct sl_kv_pool *kv, uint32_t page, const uint8_t key[32],
-                   const uint32_t *tokens);
+/* Enters a computed, referenced page; `parent` is the key of the page before, NULL at the first.
+ * False when the key is taken: the page stays private. */
+bool sl_prefix_add(struct sl_kv_pool *kv, uint32_t page, const uint8_t *parent,
+                   const uint8_t key[32], const uint32_t *tokens);
 /* Empties the index. Cached pages become free; referenced ones stay with their sequences. */
 void sl_prefix_reset(struct sl_kv_pool *kv);
+
+/* Begins to tell all indexed pages again, after "cleared". */
+void sl_kv_retell(struct sl_kv_pool *kv);
+/* Goes on with it, also when the ring of events has overflowed, by at most `most` events and never
+ * more than the ring has room for. True while something is left to tell. */
+bool sl_kv_tell(struct sl_kv_pool *kv, uint32_t most);
 
 /* SL_FAILED with the first broken invariant. O(n_pages). */
 enum sl_status sl_kv_check(const struct sl_kv_pool *kv, struct sl_err *err);

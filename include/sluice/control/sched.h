@@ -29,6 +29,7 @@
 #include <stdbool.h>
 #include <stdint.h>
 
+struct sl_kv_events;
 struct sl_sched;
 
 #define SL_SCHED_AGE_NS 30000000000ull
@@ -41,6 +42,7 @@ struct sl_sched_config {
     uint32_t n_pages, page_size;
     uint32_t queue_max;         /* waiting requests at most */
     bool prefix_cache;
+    struct sl_kv_events *events; /* of the same page size; hears of the prefix index. NULL: none */
 };
 
 struct sl_sched_request {
@@ -135,6 +137,10 @@ bool sl_sched_idle(const struct sl_sched *s);
 uint64_t sl_sched_next_deadline(const struct sl_sched *s);
 /* Forgets the prefix cache (test and admin). */
 void sl_sched_reset_cache(struct sl_sched *s);
+/* The events' ring: tells every page of the prefix cache again, after "cleared"; sl_sched_tell goes
+ * on with that by `most` events, also after the ring overflowed. True while something is left. */
+void sl_sched_retell(struct sl_sched *s);
+bool sl_sched_tell(struct sl_sched *s, uint32_t most);
 /* Test hook: preempt the running sequence `id` at the next plan. */
 void sl_sched_force_preempt(struct sl_sched *s, uint64_t id);
 
