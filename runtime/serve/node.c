@@ -116,21 +116,19 @@ bool node_is_draining(const struct node *n)
     return n->draining;
 }
 
-static bool makes_progress(const struct peer *p, uint64_t now)
+static bool makes_progress(const struct peer *p)
 {
-    return p->joined && now - p->seen_ns < HEARTBEAT_TIMEOUT_MS * SL_MS_NS &&
-           p->load.last_step_age_ms < PROGRESS_TIMEOUT_MS;
+    return p->joined && p->load.last_step_age_ms < PROGRESS_TIMEOUT_MS;
 }
 
 bool node_is_ready(const struct node *n, struct sl_err *why)
 {
-    uint64_t now = sl_now_ns();
     if (n->draining) {
         sl_fail(why, SL_DRAINING, "the server is shutting down");
         return false;
     }
     for (struct sl_list *l = n->peers.next; l != &n->peers; l = l->next)
-        if (makes_progress(SL_ENTRY(l, struct peer, link), now))
+        if (makes_progress(SL_ENTRY(l, struct peer, link)))
             return true;
     if (node_has_model(n))
         sl_fail(why, SL_PEER, "no worker makes progress");
@@ -310,11 +308,16 @@ static enum sl_status open_router(struct node *n, struct sl_err *err)
         .queue_max = n->cfg->queue_max ? n->cfg->queue_max : SL_LIMIT_queue_requests,
         .page_size = 16,
         .retries_max = RETRIES_MAX,
-        .heartbeat_timeout_ns = HEARTBEAT_TIMEOUT_MS * SL_MS_NS,
+        .heartbeat_timeout_ns = 0, /* membership listens for silence */
         .progress_timeout_ns = PROGRESS_TIMEOUT_MS * SL_MS_NS,
         .policy = policy && !strcmp(policy, "least-load") ? SL_ROUTE_LEAST_LOAD
                                                           : SL_ROUTE_PREFIX_AFFINITY};
-    return sl_router_open(&r, &n->router, err);
+    struct sl_members_config members = {.max_members = SL_LIMIT_workers,
+                                        .version_min = SL_BUS_VERSION,
+                                        .version_max = SL_BUS_VERSION,
+                                        .meta_bytes_max = SL_LIMIT_model_meta_bytes};
+    enum sl_status s = sl_members_open(&members, &n->members, err);
+    return s ? s : sl_router_open(&r, &n->router, err);
 }
 
 static enum sl_status open_gateway(struct node *n, struct sl_err *err)
@@ -407,6 +410,7 @@ static void close_parts(struct node *n)
     node_bus_close(n);
     if (n->router)
         sl_router_close(n->router);
+    sl_members_close(n->members);
     if (n->loop)
         sl_loop_close(n->loop); /* waits for helpers, which still read the tokenizer */
     if (n->template)

@@ -6,19 +6,18 @@
 #include "gen.h"
 #include "grpc_door.h"
 #include <sluice/base/containers.h>
+#include <sluice/control/membership.h>
 #include <sluice/control/router.h>
 #include <sluice/files/gguf.h>
 #include <sluice/serve/node.h>
 #include <sluice/transport/bus.h>
 #include <sys/types.h>
 
-#define NODE_TICK_MS         50
-#define NODE_PING_MS         100
-#define HEARTBEAT_TIMEOUT_MS 1000
-#define PROGRESS_TIMEOUT_MS  30000
-#define STREAM_BUCKETS       8192
+#define NODE_TICK_MS        50
+#define PROGRESS_TIMEOUT_MS 30000
+#define STREAM_BUCKETS      8192
 
-/* A worker's link. */
+/* A member and what it last said; lives until membership calls it lost. */
 struct peer {
     struct sl_list link;
     uint64_t key;              /* the bus's link number */
@@ -26,7 +25,6 @@ struct peer {
     struct sl_msg_hello hello; /* strings point into `strings` */
     struct sl_buf strings;
     struct sl_msg_load load;
-    uint64_t seen_ns;
 };
 
 /* A supervised worker process. */
@@ -80,16 +78,13 @@ struct node {
     struct sl_timer *tick;
     struct sl_signal *on_term, *on_int, *on_chld;
     struct sl_buf ipc; /* the local endpoint */
-    uint64_t ping_ns;
 
+    struct sl_members *members; /* decides; `peers` is what there is to show of each */
     struct sl_list peers;
     struct child *children; /* [cfg->n_workers] */
 
     /* The model, from a worker's metadata. */
-    uint64_t meta_link; /* 0: no fetch under way */
     struct sl_buf meta;
-    uint8_t meta_sha256[32];
-    uint64_t meta_bytes;
     struct sl_gguf *gguf;
     struct sl_tokenizer *tokenizer;
     struct sl_template *template;

@@ -1,5 +1,5 @@
-/* The node's side of the bus: workers come and go, tokens arrive, the router's word is carried out,
- * and the model's metadata (tokenizer, template) is fetched once from a worker. */
+/* The node's side of the bus, a shell around membership and router: messages become their inputs,
+ * their actions become messages; the model's metadata (tokenizer, template) is opened once. */
 #include "node.h"
 
 #include <sluice/base/limits.h>
@@ -36,13 +36,37 @@ static void peer_free(struct peer *p)
     free(p);
 }
 
-static void welcome(struct node *n, uint64_t key, enum sl_status status, const char *text)
+/* --- what membership decided ------------------------------------------------------------------ */
+
+static const char *welcome_text(enum sl_status status)
+{
+    switch (status) {
+    case SL_OK:
+        return "";
+    case SL_UNSUPPORTED:
+        return "bus version differs";
+    case SL_TOO_LARGE:
+        return "model metadata is larger than the limit";
+    case SL_MODEL:
+        return "this router cannot serve that model";
+    case SL_QUEUE_FULL:
+        return "this router has no room for another worker";
+    case SL_PEER:
+        return "unknown link: register again";
+    default:
+        return sl_status_row(status)->text;
+    }
+}
+
+static void welcome(struct node *n, const struct sl_member_action *a)
 {
     struct sl_msg m = {.kind = SL_MSG_WELCOME};
     m.welcome.version = SL_BUS_VERSION;
-    m.welcome.status = status;
-    m.welcome.message = sl_str_of(text);
-    sl_bus_send(n->bus, key, &m, NULL);
+    m.welcome.status = a->status;
+    m.welcome.message = sl_str_of(welcome_text(a->status));
+    sl_bus_send(n->bus, a->key, &m, NULL);
+    if (!a->user)
+        sl_bus_drop(n->bus, a->key); /* links are for members; its next word makes another */
 }
 
 static void router_load(struct node *n, const struct peer *p, uint64_t now)
@@ -66,41 +90,47 @@ static void peer_join(struct node *n, struct peer *p, uint64_t now)
                                .queue_max = p->hello.queue_max};
     struct sl_err err;
     if (sl_router_worker_up(n->router, &d, now, &err)) {
-        welcome(n, p->key, err.status, err.msg);
         sl_log(SL_LOG_WARN, "worker %u refused: %s", p->hello.pid, err.msg);
+        sl_members_refuse(n->members, p->key, err.status);
         return;
     }
     p->joined = true;
     router_load(n, p, now);
-    welcome(n, p->key, SL_OK, "");
     node_child_registered(n, (pid_t)p->hello.pid);
     sl_log(SL_LOG_INFO, "worker %u joined: %.*s, %u threads", p->hello.pid,
            (int)p->hello.class_name.len, p->hello.class_name.data, p->hello.threads);
+    node_check_ready(n);
 }
 
-/* --- the model's metadata --------------------------------------------------------------------- */
+/* What it computed is somebody else's now. */
+static void peer_lost(struct node *n, struct peer *p, const struct sl_member_action *a,
+                      uint64_t now)
+{
+    static const char *const text[] = {[SL_LOST_BYE] = "leaves",
+                                       [SL_LOST_SILENT] = "is silent",
+                                       [SL_LOST_GONE] = "is gone",
+                                       [SL_LOST_REPLACED] = "registers again",
+                                       [SL_LOST_REFUSED] = "is refused"};
+    sl_log(a->why == SL_LOST_BYE ? SL_LOG_INFO : SL_LOG_WARN, "worker %u %s", p->hello.pid,
+           text[a->why]);
+    if (p->joined)
+        sl_router_worker_down(n->router, p->key, now);
+    peer_free(p);
+    bool answered = a->why == SL_LOST_REFUSED; /* the link goes with the answer */
+    if (!answered && !find_peer(n, a->key))
+        sl_bus_drop(n->bus, a->key);
+}
 
-static void meta_ask(struct node *n)
+static void meta_ask(struct node *n, struct peer *p, uint64_t offset)
 {
     struct sl_msg m = {.kind = SL_MSG_META_GET};
-    memcpy(m.meta.sha256, n->meta_sha256, 32);
-    m.meta.offset = n->meta.len;
-    if (sl_bus_send(n->bus, n->meta_link, &m, NULL))
-        n->meta_link = 0;
-}
-
-/* Starts fetching from any worker that has metadata, when there is no model yet. */
-static void meta_start(struct node *n)
-{
-    if (n->tokenizer || n->meta_link || sl_list_empty(&n->peers))
-        return;
-    struct peer *p = SL_ENTRY(n->peers.next, struct peer, link);
-    n->meta_link = p->key;
-    n->meta_bytes = p->hello.meta_bytes;
-    memcpy(n->meta_sha256, p->hello.meta_sha256, 32);
-    sl_buf_clear(&n->meta);
-    n->meta.cap_bytes = (size_t)n->meta_bytes + 1;
-    meta_ask(n);
+    if (!offset)
+        sl_buf_clear(&n->meta);
+    n->meta.cap_bytes = (size_t)p->hello.meta_bytes + 1;
+    memcpy(m.meta.sha256, p->hello.meta_sha256, 32);
+    m.meta.offset = offset;
+    if (sl_bus_send(n->bus, p->key, &m, NULL))
+        sl_members_leave(n->members, p->key, SL_LOST_GONE);
 }
 
 static void name_model(struct node *n, const struct peer *p)
@@ -115,12 +145,12 @@ static void name_model(struct node *n, const struct peer *p)
     n->model_created = sl_unix_ns() / SL_S_NS;
 }
 
-static enum sl_status open_model(struct node *n, struct sl_err *err)
+static enum sl_status open_model(struct node *n, const struct peer *p, struct sl_err *err)
 {
     uint8_t sum[32];
     sl_sha256(n->meta.data, n->meta.len, sum);
-    if (memcmp(sum, n->meta_sha256, 32) != 0)
-        return sl_fail(err, SL_PEER, "model metadata does not match its announced SHA-256");
+    if (memcmp(sum, p->hello.meta_sha256, 32) != 0)
+        return sl_fail(err, SL_MODEL, "model metadata does not match its announced SHA-256");
     enum sl_status s = sl_gguf_parse(n->meta.data, n->meta.len, true, &n->gguf, err);
     if (s || (s = sl_tokenizer_open(n->gguf, &n->tokenizer, err)))
         return s;
@@ -130,49 +160,61 @@ static enum sl_status open_model(struct node *n, struct sl_err *err)
     return SL_OK;
 }
 
-static void meta_done(struct node *n, struct peer *from, uint64_t now)
+static void meta_done(struct node *n, struct peer *p, uint64_t now)
 {
     struct sl_err err;
-    n->meta_link = 0;
-    enum sl_status s = open_model(n, &err);
+    enum sl_status s = open_model(n, p, &err);
     if (s) {
-        sl_log(SL_LOG_ERROR, "worker %u: %s", from->hello.pid, err.msg);
+        sl_log(SL_LOG_ERROR, "worker %u: %s", p->hello.pid, err.msg);
+        if (n->gguf)
+            sl_gguf_close(n->gguf);
+        n->gguf = NULL;
         if (n->cfg->n_workers)
             node_stop(n, s, &err);
-        welcome(n, from->key, s, err.msg);
-        peer_free(from);
-        return;
-    }
-    name_model(n, from);
-    struct sl_list *next;
-    for (struct sl_list *l = n->peers.next; l != &n->peers; l = next) {
-        next = l->next;
-        struct peer *p = SL_ENTRY(l, struct peer, link);
-        if (!memcmp(p->hello.meta_sha256, n->meta_sha256, 32))
-            peer_join(n, p, now);
-    }
-    node_check_ready(n);
-}
-
-static void on_meta(struct node *n, struct peer *p, const struct sl_msg_meta *m, uint64_t now)
-{
-    if (p->key != n->meta_link || n->tokenizer || m->offset != n->meta.len ||
-        m->bytes.len > n->meta_bytes - n->meta.len || !m->bytes.len)
-        return;
-    sl_buf_append(&n->meta, m->bytes.data, m->bytes.len);
-    if (n->meta.failed) {
-        struct sl_err err;
-        sl_fail(&err, SL_NO_MEMORY, "no memory for %llu bytes of model metadata",
-                (unsigned long long)n->meta_bytes);
-        node_stop(n, SL_NO_MEMORY, &err);
-    } else if (n->meta.len == n->meta_bytes) {
-        meta_done(n, p, now);
     } else {
-        meta_ask(n);
+        name_model(n, p);
+    }
+    sl_members_model(n->members, p->key, s, now);
+}
+
+static void drain_peer(struct node *n, struct peer *p)
+{
+    struct sl_msg m = {.kind = SL_MSG_DRAIN};
+    sl_bus_send(n->bus, p->key, &m, NULL);
+    if (p->joined)
+        sl_router_worker_drain(n->router, p->key);
+}
+
+static void ping_peer(struct node *n, struct peer *p)
+{
+    struct sl_msg m = {.kind = SL_MSG_PING};
+    if (sl_bus_send(n->bus, p->key, &m, NULL)) /* the link is gone: no need to wait */
+        sl_members_leave(n->members, p->key, SL_LOST_GONE);
+}
+
+/* Carries out what membership decided; after every input to it. */
+static void follow_members(struct node *n, uint64_t now)
+{
+    struct sl_member_action a;
+    while (sl_members_next_action(n->members, &a)) {
+        if (a.kind == SL_MEMBER_LOST)
+            peer_lost(n, a.user, &a, now);
+        else if (a.kind == SL_MEMBER_WELCOME)
+            welcome(n, &a);
+        else if (a.kind == SL_MEMBER_JOIN)
+            peer_join(n, a.user, now);
+        else if (a.kind == SL_MEMBER_META_GET)
+            meta_ask(n, a.user, a.offset);
+        else if (a.kind == SL_MEMBER_OPEN)
+            meta_done(n, a.user, now);
+        else if (a.kind == SL_MEMBER_DRAIN)
+            drain_peer(n, a.user);
+        else
+            ping_peer(n, a.user);
     }
 }
 
-/* --- workers ---------------------------------------------------------------------------------- */
+/* --- what workers say ------------------------------------------------------------------------- */
 
 /* The message's strings die with the next receive: keep copies, one behind the other. */
 static bool keep_hello(struct peer *p, const struct sl_msg_hello *h)
@@ -193,65 +235,61 @@ static bool keep_hello(struct peer *p, const struct sl_msg_hello *h)
     return true;
 }
 
-/* What it computed is somebody else's now; the link itself may stay. */
-static void peer_forget(struct node *n, struct peer *p, uint64_t now)
-{
-    if (p->joined)
-        sl_router_worker_down(n->router, p->key, now);
-    if (n->meta_link == p->key)
-        n->meta_link = 0;
-    peer_free(p);
-}
-
 static void on_hello(struct node *n, uint64_t key, const struct sl_msg_hello *h, uint64_t now)
 {
-    if (h->version != SL_BUS_VERSION) {
-        welcome(n, key, SL_UNSUPPORTED, "bus version differs");
-        return;
-    }
-    if (!h->meta_bytes || h->meta_bytes > SL_LIMIT_model_meta_bytes) {
-        welcome(n, key, SL_TOO_LARGE, "model metadata is larger than the limit");
-        return;
-    }
-    if (n->tokenizer && memcmp(h->meta_sha256, n->meta_sha256, 32) != 0) {
-        welcome(n, key, SL_MODEL, "this router serves another model");
-        return;
-    }
-    struct peer *p = find_peer(n, key);
-    if (p)
-        peer_forget(n, p, now);
-    p = calloc(1, sizeof *p);
+    struct peer *p = calloc(1, sizeof *p);
     if (!p)
-        return;
+        return; /* it will ask again */
+    struct sl_member_hello m = {.version = h->version,
+                                .instance = h->instance,
+                                .greeting = h->greeting,
+                                .meta_bytes = h->meta_bytes,
+                                .user = p};
+    memcpy(m.meta_sha256, h->meta_sha256, 32);
     p->key = key;
-    p->seen_ns = now;
     p->load = h->load;
-    sl_list_push_back(&n->peers, &p->link);
-    if (!keep_hello(p, h)) {
+    sl_list_init(&p->link);
+    if (!keep_hello(p, h) || !sl_members_hello(n->members, key, &m, now)) {
         peer_free(p);
-        return;
+        p = NULL;
     }
-    if (n->tokenizer) {
-        peer_join(n, p, now);
-        node_check_ready(n);
-    } else {
-        meta_start(n);
-    }
+    if (p)
+        sl_list_push_back(&n->peers, &p->link);
+    follow_members(n, now);
 }
 
+/* Its process ended. */
 void node_peer_lost(struct node *n, struct peer *p, uint64_t now)
 {
-    sl_bus_drop(n->bus, p->key);
-    peer_forget(n, p, now);
-    meta_start(n);
+    sl_members_leave(n->members, p->key, SL_LOST_GONE);
+    follow_members(n, now);
 }
 
 static void on_load(struct node *n, struct peer *p, const struct sl_msg_load *load, uint64_t now)
 {
     p->load = *load;
-    p->seen_ns = now;
     if (p->joined)
         router_load(n, p, now);
+}
+
+static void on_meta(struct node *n, uint64_t key, const struct sl_msg_meta *m, uint64_t now)
+{
+    if (!sl_members_meta(n->members, key, m->offset, m->bytes.len, now))
+        return;
+    sl_buf_append(&n->meta, m->bytes.data, m->bytes.len);
+    if (!n->meta.failed)
+        return;
+    struct sl_err err;
+    sl_fail(&err, SL_NO_MEMORY, "no memory for %zu bytes of model metadata", n->meta.cap_bytes);
+    node_stop(n, SL_NO_MEMORY, &err);
+}
+
+static void on_step(struct node *n, struct peer *p, const struct sl_msg_step *m, uint64_t now)
+{
+    uint64_t key = p->key;
+    on_load(n, p, &m->load, now);
+    for (uint32_t i = 0; i < m->n_outs; i++)
+        gen_output(n, key, &m->outs[i], now);
 }
 
 static void dispatch(struct node *n, uint64_t key, const struct sl_msg *m, uint64_t now)
@@ -261,9 +299,10 @@ static void dispatch(struct node *n, uint64_t key, const struct sl_msg *m, uint6
         return;
     }
     struct peer *p = find_peer(n, key);
-    if (!p) {
-        if (m->kind == SL_MSG_LOAD)
-            welcome(n, key, SL_PEER, "unknown link: register again");
+    bool asks = m->kind == SL_MSG_LOAD; /* the others come with no connection to speak of */
+    if (!sl_members_heard(n->members, key, asks, now) || !p) {
+        follow_members(n, now);
+        sl_bus_drop(n->bus, key);
         return;
     }
     switch (m->kind) {
@@ -271,20 +310,18 @@ static void dispatch(struct node *n, uint64_t key, const struct sl_msg *m, uint6
         on_load(n, p, &m->load, now);
         break;
     case SL_MSG_STEP:
-        on_load(n, p, &m->step.load, now);
-        for (uint32_t i = 0; i < m->step.n_outs; i++)
-            gen_output(n, key, &m->step.outs[i], now);
+        on_step(n, p, &m->step, now);
         break;
     case SL_MSG_META_CHUNK:
-        on_meta(n, p, &m->meta, now);
+        on_meta(n, key, &m->meta, now);
         break;
     case SL_MSG_BYE:
-        sl_log(SL_LOG_INFO, "worker %u leaves", p->hello.pid);
-        node_peer_lost(n, p, now);
+        sl_members_leave(n->members, key, SL_LOST_BYE);
         break;
     default:
         break; /* a router's own kinds, echoed: not for us */
     }
+    follow_members(n, now);
 }
 
 void node_bus_drain(struct node *n)
@@ -329,46 +366,16 @@ void node_pump(struct node *n)
     }
 }
 
-/* Workers that never joined are forgotten when they fall silent; the router watches the others and
- * the peer goes with its next silence here. */
-static void drop_silent(struct node *n, uint64_t now)
-{
-    struct sl_list *next;
-    for (struct sl_list *l = n->peers.next; l != &n->peers; l = next) {
-        next = l->next;
-        struct peer *p = SL_ENTRY(l, struct peer, link);
-        if (now - p->seen_ns <= HEARTBEAT_TIMEOUT_MS * SL_MS_NS)
-            continue;
-        sl_log(SL_LOG_WARN, "worker %u is silent for %d ms", p->hello.pid, HEARTBEAT_TIMEOUT_MS);
-        node_peer_lost(n, p, now);
-        return; /* the list changed; the next tick goes on */
-    }
-}
-
 void node_bus_tick(struct node *n, uint64_t now)
 {
-    drop_silent(n, now);
-    if (now - n->ping_ns < NODE_PING_MS * SL_MS_NS)
-        return;
-    n->ping_ns = now;
-    struct sl_msg m = {.kind = SL_MSG_PING};
-    struct sl_list *next;
-    for (struct sl_list *l = n->peers.next; l != &n->peers; l = next) {
-        next = l->next;
-        struct peer *p = SL_ENTRY(l, struct peer, link);
-        if (sl_bus_send(n->bus, p->key, &m, NULL)) { /* the link is gone: no need to wait */
-            sl_log(SL_LOG_WARN, "worker %u is gone", p->hello.pid);
-            node_peer_lost(n, p, now);
-            return;
-        }
-    }
+    sl_members_tick(n->members, now);
+    follow_members(n, now);
 }
 
 void node_bus_say_drain(struct node *n)
 {
-    struct sl_msg m = {.kind = SL_MSG_DRAIN};
-    for (struct sl_list *l = n->peers.next; l != &n->peers; l = l->next)
-        sl_bus_send(n->bus, SL_ENTRY(l, struct peer, link)->key, &m, NULL);
+    sl_members_drain(n->members, 0);
+    follow_members(n, sl_now_ns());
 }
 
 void node_bus_close(struct node *n)

@@ -276,6 +276,7 @@ enum sl_status sl_worker_run(const struct sl_worker_config *cfg, struct sl_err *
     w->cfg = cfg;
     w->signal_fd = -1;
     w->next_engine_id = 1;
+    w->instance = sl_entropy_u64() | 1; /* 0 would mean none */
     sl_list_init(&w->orphans);
     sl_hash_init(&w->requests, w->buckets, WORKER_BUCKETS);
     enum sl_status s = open_parts(w, err);

@@ -22,6 +22,7 @@ struct link {
     enum link_state state;
     uint64_t n_connects; /* of the bus, when we last looked */
     uint64_t heard_ns;
+    uint64_t n_greetings;
     struct sl_list requests;
     struct sl_err refusal;
 };
@@ -45,7 +46,8 @@ struct worker {
     struct sl_engine *engine;
     struct sl_engine_info info;
     struct sl_bus *bus;
-    int signal_fd; /* reads what the signal handler wrote */
+    uint64_t instance; /* tells this process from all others */
+    int signal_fd;     /* reads what the signal handler wrote */
 
     struct link *links; /* [cfg->n_connect] */
     struct sl_hash_node *buckets[WORKER_BUCKETS];

@@ -62,6 +62,8 @@ static void say_hello(struct worker *w, uint32_t i, uint64_t now)
                                     .queue_max = e->queue_max,
                                     .weight_bytes = e->weight_bytes,
                                     .meta_bytes = w->meta.len,
+                                    .instance = w->instance,
+                                    .greeting = ++w->links[i].n_greetings,
                                     .model = sl_str_of(w->model_name),
                                     .site = or_empty(w->cfg->site, ""),
                                     .role = or_empty(w->cfg->role, "both"),

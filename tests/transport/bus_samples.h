@@ -51,6 +51,8 @@ static void sample_hello(struct sl_msg *m)
                                      .queue_max = 256,
                                      .weight_bytes = UINT64_MAX,
                                      .meta_bytes = SL_LIMIT_model_meta_bytes,
+                                     .instance = UINT64_MAX,
+                                     .greeting = 300,
                                      .model = SL_STR("mod\xc3\xa8le \xf0\x9f\x8c\x8a"),
                                      .site = SL_STR(""),
                                      .role = SL_STR("both"),

@@ -20,7 +20,7 @@
     X(version)                                                                                     \
     X(pid)                                                                                         \
     X(rank) X(tp) X(pp) X(threads) X(max_seqs) X(max_len) X(max_batch_tokens) X(n_vocab)           \
-        X(page_size) X(queue_max) X(weight_bytes) X(meta_bytes)
+        X(page_size) X(queue_max) X(weight_bytes) X(meta_bytes) X(instance) X(greeting)
 #define HELLO_TEXTS(X) X(model) X(site) X(role) X(isa) X(backend) X(class_name)
 #define LOAD_NUMBERS(X)                                                                            \
     X(running)                                                                                     \

@@ -44,6 +44,8 @@ struct sl_msg_hello {
     uint64_t weight_bytes;
     uint64_t meta_bytes;       /* size of the model's metadata */
     uint8_t meta_sha256[32];   /* of those bytes */
+    uint64_t instance;         /* random number of the worker process; 0: it has none */
+    uint64_t greeting;         /* counts this instance's HELLOs at this router: later is newer */
     struct sl_str model, site, role, isa, backend;
     struct sl_str class_name;  /* the exactness class as text */
     struct sl_msg_load load;
