@@ -396,6 +396,27 @@ void sl_sched_commit(struct sl_sched *s, const struct sl_sampled_token *sampled,
     sl_sched_expire(s, now_ns);
 }
 
+static void forget_all(struct sl_sched *s, struct sl_list *head)
+{
+    while (!sl_list_empty(head)) {
+        struct sl_seq *q = SL_ENTRY(head->next, struct sl_seq, link);
+        q->in_step = false;
+        q->want = 0;
+        if (q->cancelled)
+            end_and_report(s, q, SL_END_CANCELLED);
+        else
+            sl_seq_requeue(s, q);
+    }
+}
+
+void sl_sched_forget_kv(struct sl_sched *s)
+{
+    s->in_flight = false;
+    forget_all(s, &s->prefills);
+    forget_all(s, &s->decodes);
+    sl_prefix_reset(&s->kv);
+}
+
 /* --- questions -------------------------------------------------------------------------------- */
 
 uint32_t sl_sched_cached_tokens(const struct sl_sched *s, uint64_t id)

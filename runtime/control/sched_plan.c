@@ -25,11 +25,8 @@ static void give_rows(struct sl_sched *s, struct sl_seq *q, uint32_t n)
     s->rows_planned += n;
 }
 
-/* Back to the queue with everything known so far to be computed again. */
-static void preempt(struct sl_sched *s, struct sl_seq *q)
+void sl_seq_requeue(struct sl_sched *s, struct sl_seq *q)
 {
-    s->rows_left += q->want;
-    s->rows_planned -= q->want;
     q->want = 0;
     s->n_forced -= q->forced;
     q->forced = false;
@@ -37,9 +34,16 @@ static void preempt(struct sl_sched *s, struct sl_seq *q)
     sl_list_remove(&q->link);
     s->n_running--;
     s->blocked = NULL;
+    sl_queue_add_preempted(s, q);
+}
+
+static void preempt(struct sl_sched *s, struct sl_seq *q)
+{
+    s->rows_left += q->want;
+    s->rows_planned -= q->want;
     s->stats.n_preempted++;
     q->shielded |= ++q->n_preempted >= SL_SCHED_SHIELD;
-    sl_queue_add_preempted(s, q);
+    sl_seq_requeue(s, q);
 }
 
 static struct sl_seq *last_in_rank(const struct sl_list *head, struct sl_seq *last)

@@ -115,6 +115,9 @@ void sl_queue_admit(struct sl_sched *s, struct sl_seq *q, bool aged);
 /* Rank among the running: true when a is served before b and preempted after it. */
 bool sl_seq_before(const struct sl_seq *a, const struct sl_seq *b);
 
+/* sched_plan.c: back to the queue with everything known so far to be computed again. */
+void sl_seq_requeue(struct sl_sched *s, struct sl_seq *q);
+
 /* sched.c */
 struct sl_seq *sl_sched_find(const struct sl_sched *s, uint64_t id);
 void sl_seq_release_pages(struct sl_sched *s, struct sl_seq *q);

@@ -219,6 +219,19 @@ static void event_commit(struct world *w)
     }
 }
 
+/* A rank died, in a step or between two: every entry of the KV cache is rubbish from now on. */
+static void event_forget(struct world *w)
+{
+    w->plan = NULL;
+    sl_sched_forget_kv(w->s);
+    for (size_t i = 0; i < (size_t)w->cfg.n_pages * w->cfg.page_size; i++)
+        w->kv.entries[i] = rng_next(&w->rng);
+    struct sl_sched_stats st;
+    sl_sched_stats(w->s, &st);
+    MUST(w, st.running == 0 && st.pages_free == st.pages_total, "%u run with %u of %u pages",
+         st.running, st.pages_total - st.pages_free, st.pages_total);
+}
+
 static void event(struct world *w)
 {
     uint32_t what = rng_below(&w->rng, 100);
@@ -233,6 +246,8 @@ static void event(struct world *w)
             sl_sched_force_preempt(w->s, q->id);
     } else if (what == 30 && !w->plan) {
         sl_sched_reset_cache(w->s);
+    } else if (what == 31) {
+        event_forget(w);
     } else if (w->plan) {
         event_commit(w);
     } else {

@@ -135,6 +135,10 @@ void sl_sched_stats(const struct sl_sched *s, struct sl_sched_stats *out);
 bool sl_sched_idle(const struct sl_sched *s);
 /* Earliest deadline among live sequences, or UINT64_MAX. */
 uint64_t sl_sched_next_deadline(const struct sl_sched *s);
+/* The KV cache is gone (a rank was lost): the step in flight, if any, is abandoned without tokens,
+ * the prefix cache forgotten, and everything that ran waits again to be computed anew, in its old
+ * rank. Sequences cancelled during that step end. No shield is earned by it. Allocates nothing. */
+void sl_sched_forget_kv(struct sl_sched *s);
 /* Forgets the prefix cache (test and admin). */
 void sl_sched_reset_cache(struct sl_sched *s);
 /* The events' ring: tells every page of the prefix cache again, after "cleared"; sl_sched_tell goes
