@@ -3,6 +3,7 @@
 Small and few on purpose: one file for each thing a format can say."""
 import json
 import os
+import struct
 import subprocess
 import sys
 
@@ -75,6 +76,16 @@ def main(tiny):
     put("grpc", "raw_short", field(5, tensor) + field(7, b"\5\0\0\0hell"))
     put("grpc", "numbers", field(5, tensor + field(5, field(2, b"\1\2") + field(6, bytes(4)) + field(1, b"\1"))))
     put("grpc", "empty", b"")
+
+    def plan(tokens, pos, q, pg, pages, rows, seqs, kind=1):
+        head = struct.pack("=IIQIIII", 0x50354C53, kind, 9, len(q) - 1, len(tokens), len(rows), len(pages))
+        return head + b"".join(struct.pack("=I", x) for part in (tokens, pos, q, pg, pages, rows, seqs) for x in part)
+
+    put("plan", "decode", plan([7], [5], [0, 1], [0, 2], [3, 19], [0], [0]))
+    put("plan", "mixed", plan([7, 99, 1, 2, 3, 4, 5, 6], [5, 12, 8, 9, 10, 11, 12, 13], [0, 1, 2, 8], [0, 2, 6, 10],
+                              [3, 19, 0, 1, 2, 4, 5, 6, 7, 8], [0, 1], [0, 1]))
+    put("plan", "chunk", plan(list(range(16)), list(range(16)), [0, 16], [0, 4], [1, 2, 3, 4], [], []))
+    put("plan", "status", plan([], [], [0], [0], [], [], [], kind=2)[:40])
 
 
 if __name__ == "__main__":
