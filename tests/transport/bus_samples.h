@@ -8,7 +8,7 @@
 #include <float.h>
 #include <string.h>
 
-#define N_SAMPLES 12
+#define N_SAMPLES 13
 
 struct samples {
     struct sl_msg m[N_SAMPLES];
@@ -16,6 +16,7 @@ struct samples {
     float logprobs[3], top_logprobs[6];
     struct sl_msg_bias bias[3];
     struct sl_msg_out outs[3];
+    struct sl_msg_rank ranks[2];
 };
 
 static struct sl_msg_load sample_load(void)
@@ -31,7 +32,8 @@ static struct sl_msg_load sample_load(void)
                                 .prefix_queries = 5,
                                 .prefix_hits = 6,
                                 .last_step_age_ms = UINT64_MAX,
-                                .op_calls = 8};
+                                .op_calls = 8,
+                                .reforming = true};
 }
 
 static void sample_hello(struct sl_msg *m)
@@ -130,6 +132,21 @@ static void sample_step(struct samples *s, struct sl_msg *m)
         .step = UINT64_MAX, .outs = s->outs, .n_outs = 3, .load = sample_load()};
 }
 
+static void sample_ranks(struct samples *s, struct sl_msg *m)
+{
+    s->ranks[0] =
+        (struct sl_msg_rank){.pid = UINT32_MAX, .threads = SL_LIMIT_threads, .isa = SL_STR("avx2")};
+    s->ranks[1] = (struct sl_msg_rank){.rank = SL_LIMIT_ranks - 1,
+                                       .weight_bytes = UINT64_MAX,
+                                       .kv_bytes = UINT64_MAX - 1,
+                                       .comm_bytes = UINT64_MAX - 2,
+                                       .steps = UINT64_MAX - 3,
+                                       .op_calls = 9,
+                                       .isa = SL_STR("")};
+    m->kind = SL_MSG_RANKS;
+    m->ranks = (struct sl_msg_ranks){.ranks = s->ranks, .n_ranks = 2};
+}
+
 static void samples_fill(struct samples *s)
 {
     const enum sl_msg_kind bare[] = {SL_MSG_PING, SL_MSG_DRAIN, SL_MSG_BYE};
@@ -151,6 +168,7 @@ static void samples_fill(struct samples *s)
     s->m[n++].meta = (struct sl_msg_meta){.offset = 1, .bytes = SL_STR("\0GGUF\xff\xfe\0")};
     s->m[n].kind = SL_MSG_LOAD;
     s->m[n++].load = sample_load();
+    sample_ranks(s, &s->m[n++]);
     for (uint32_t i = 0; i < sizeof bare / sizeof *bare; i++)
         s->m[n++].kind = bare[i];
 }

@@ -30,7 +30,8 @@ static void assert_str(struct sl_str a, struct sl_str b)
 
 static void assert_load(const struct sl_msg_load *a, const struct sl_msg_load *b)
 {
-    assert_memory_equal(a, b, sizeof *a);
+    assert_memory_equal(a, b, offsetof(struct sl_msg_load, reforming));
+    assert_int_equal(a->reforming, b->reforming);
 }
 
 static void assert_hello(const struct sl_msg_hello *a, const struct sl_msg_hello *b)
@@ -111,6 +112,14 @@ static void assert_msg(const struct sl_msg *a, const struct sl_msg *b)
     }
     if (a->kind == SL_MSG_LOAD)
         assert_load(&a->load, &b->load);
+    if (a->kind == SL_MSG_RANKS) {
+        assert_int_equal(a->ranks.n_ranks, b->ranks.n_ranks);
+        for (uint32_t i = 0; i < a->ranks.n_ranks; i++) {
+            assert_memory_equal(&a->ranks.ranks[i], &b->ranks.ranks[i],
+                                offsetof(struct sl_msg_rank, isa));
+            assert_str(a->ranks.ranks[i].isa, b->ranks.ranks[i].isa);
+        }
+    }
 }
 
 static void round_trip(void **state)
@@ -267,7 +276,16 @@ static void put_prompt(struct sl_buf *b, uint64_t n_prompt, size_t n_tokens)
     put_salt(b, 32);
 }
 
-enum { ENV_HELLO = 1, ENV_WELCOME, ENV_SUBMIT, ENV_CANCEL, ENV_STEP, ENV_META, ENV_LOAD = 8 };
+enum {
+    ENV_HELLO = 1,
+    ENV_WELCOME,
+    ENV_SUBMIT,
+    ENV_CANCEL,
+    ENV_STEP,
+    ENV_META,
+    ENV_LOAD = 8,
+    ENV_RANKS = 12
+};
 
 static void no_tokens(struct sl_buf *b)
 {
@@ -424,6 +442,19 @@ static void nothing(struct sl_buf *b)
     (void)b;
 }
 
+static void rank_beyond_the_group(struct sl_buf *b)
+{
+    struct sl_buf rank = {0};
+    put_number(&rank, 1, SL_LIMIT_ranks);
+    put_bytes(b, 1, rank.data, rank.len);
+    sl_buf_free(&rank);
+}
+static void too_many_ranks(struct sl_buf *b)
+{
+    for (int i = 0; i <= SL_LIMIT_ranks; i++)
+        put_bytes(b, 1, "", 0);
+}
+
 static void refusals(void **state)
 {
     (void)state;
@@ -457,7 +488,9 @@ static void refusals(void **state)
         {ENV_META, meta_past_the_end, "meta.offset"},
         {ENV_LOAD, more_free_than_total, "load.pages_free"},
         {ENV_HELLO, nothing, "hello.meta_sha256"},
-        {12, nothing, "message"}, /* a kind of a later version */
+        {ENV_RANKS, rank_beyond_the_group, "rank.rank"},
+        {ENV_RANKS, too_many_ranks, "ranks"},
+        {100, nothing, "message"}, /* a kind of a later version */
     };
     for (size_t i = 0; i < sizeof rows / sizeof *rows; i++) {
         struct sl_buf body = {0}, buf = {0};

@@ -25,14 +25,19 @@
 #define LOAD_NUMBERS(X)                                                                            \
     X(running)                                                                                     \
     X(waiting)                                                                                     \
-    X(pages_free) X(pages_total) X(steps) X(prefill_tokens) X(decode_tokens) X(preempted)          \
-        X(prefix_queries) X(prefix_hits) X(last_step_age_ms) X(op_calls)
+    X(pages_free)                                                                                  \
+    X(pages_total) X(steps) X(prefill_tokens) X(decode_tokens) X(preempted) X(prefix_queries)      \
+        X(prefix_hits) X(last_step_age_ms) X(op_calls)
+#define RANK_NUMBERS(X)                                                                            \
+    X(rank)                                                                                        \
+    X(pid) X(threads) X(weight_bytes) X(kv_bytes) X(comm_bytes) X(steps) X(op_calls)
 #define SUBMIT_NUMBERS(X)                                                                          \
     X(id)                                                                                          \
     X(epoch)                                                                                       \
-    X(n_prompt) X(choice) X(priority) X(tenant) X(seed) X(deadline_ms) X(temperature) X(top_p)     \
-        X(min_p) X(typical_p) X(presence_penalty) X(frequency_penalty) X(repetition_penalty)       \
-            X(top_k) X(n_logprobs) X(min_tokens) X(max_tokens)
+    X(n_prompt)                                                                                    \
+    X(choice) X(priority) X(tenant) X(seed) X(deadline_ms) X(temperature) X(top_p) X(min_p)        \
+        X(typical_p) X(presence_penalty) X(frequency_penalty) X(repetition_penalty) X(top_k)       \
+            X(n_logprobs) X(min_tokens) X(max_tokens)
 #define SUBMIT_BOOLS(X) X(want_logprob) X(ignore_eos) X(no_prefix_cache)
 #define OUT_NUMBERS(X)  X(id) X(epoch) X(n_top) X(end) X(status) X(n_cached)
 
@@ -106,6 +111,7 @@ static enum sl_status load_of(struct decoder *d, const Sluice__Bus__Load *w,
 #define X(f) out->f = w->f;
     LOAD_NUMBERS(X)
 #undef X
+    out->reforming = w->reforming != 0;
     return known(d, "load", &w->base);
 }
 
@@ -211,6 +217,27 @@ static enum sl_status step_of(struct decoder *d, const Sluice__Bus__Step *w,
     return s == SL_OK ? load_of(d, w->load, &out->load) : s;
 }
 
+static enum sl_status ranks_of(struct decoder *d, const Sluice__Bus__Ranks *w,
+                               struct sl_msg_ranks *out)
+{
+    enum sl_status s = known(d, "ranks", &w->base);
+    if (s == SL_OK && w->n_ranks > SL_LIMIT_ranks)
+        return refuse(d, "ranks", "has too many elements");
+    struct sl_msg_rank *ranks = SL_ARENA_ARRAY(d->arena, struct sl_msg_rank, w->n_ranks + 1);
+    if (!ranks)
+        return refuse_memory(d);
+    for (size_t i = 0; i < w->n_ranks && s == SL_OK; i++) {
+#define X(f) ranks[i].f = w->ranks[i]->f;
+        RANK_NUMBERS(X)
+#undef X
+        ranks[i].isa = str_of(w->ranks[i]->isa);
+        s = known(d, "rank", &w->ranks[i]->base);
+    }
+    out->ranks = ranks;
+    out->n_ranks = (uint32_t)w->n_ranks;
+    return s;
+}
+
 static enum sl_status meta_of(struct decoder *d, const Sluice__Bus__Meta *w,
                               struct sl_msg_meta *out)
 {
@@ -264,6 +291,9 @@ static enum sl_status body_of(struct decoder *d, const Sluice__Bus__Envelope *e,
     case SLUICE__BUS__ENVELOPE__BODY_BYE:
         out->kind = SL_MSG_BYE;
         return known(d, "bye", &e->bye->base);
+    case SLUICE__BUS__ENVELOPE__BODY_RANKS:
+        out->kind = SL_MSG_RANKS;
+        return ranks_of(d, e->ranks, &out->ranks);
     default:
         return refuse(d, "kind", "is unknown");
     }
@@ -336,6 +366,7 @@ static void put_load(Sluice__Bus__Load *w, const struct sl_msg_load *l)
 #define X(f) w->f = l->f;
     LOAD_NUMBERS(X)
 #undef X
+    w->reforming = l->reforming;
 }
 
 static void put_hello(Sluice__Bus__Hello *w, Sluice__Bus__Load *load, const struct sl_msg_hello *h)
@@ -424,6 +455,26 @@ static bool put_step(Sluice__Bus__Step *w, Sluice__Bus__Load *load, const struct
     return true;
 }
 
+static bool put_ranks(Sluice__Bus__Ranks *w, const struct sl_msg_ranks *m, struct sl_arena *scratch)
+{
+    Sluice__Bus__Rank *ranks = SL_ARENA_ARRAY(scratch, Sluice__Bus__Rank, m->n_ranks + 1u);
+    Sluice__Bus__Rank **list = SL_ARENA_ARRAY(scratch, Sluice__Bus__Rank *, m->n_ranks + 1u);
+    if (!ranks || !list)
+        return false;
+    for (uint32_t i = 0; i < m->n_ranks; i++) {
+        sluice__bus__rank__init(&ranks[i]);
+#define X(f) ranks[i].f = m->ranks[i].f;
+        RANK_NUMBERS(X)
+#undef X
+        ranks[i].isa = bin_of(m->ranks[i].isa);
+        list[i] = &ranks[i];
+    }
+    sluice__bus__ranks__init(w);
+    w->ranks = list;
+    w->n_ranks = m->n_ranks;
+    return true;
+}
+
 static void put_meta(Sluice__Bus__Meta *w, const struct sl_msg_meta *m)
 {
     sluice__bus__meta__init(w);
@@ -443,6 +494,7 @@ struct wire {
         Sluice__Bus__Cancel cancel;
         Sluice__Bus__Step step;
         Sluice__Bus__Meta meta;
+        Sluice__Bus__Ranks ranks;
         Sluice__Bus__Empty empty;
     };
 };
@@ -506,6 +558,10 @@ static bool put_body(struct wire *w, const struct sl_msg *m, struct sl_arena *sc
     case SL_MSG_BYE:
         put_empty(w, SLUICE__BUS__ENVELOPE__BODY_BYE);
         return true;
+    case SL_MSG_RANKS:
+        e->body_case = SLUICE__BUS__ENVELOPE__BODY_RANKS;
+        e->ranks = &w->ranks;
+        return put_ranks(&w->ranks, &m->ranks, scratch);
     case SL_MSG_NONE:
         break;
     }

@@ -183,6 +183,17 @@ static void check_step(struct check *c, const struct sl_msg_step *s)
     check_load(c, &s->load);
 }
 
+static void check_ranks(struct check *c, const struct sl_msg_ranks *m)
+{
+    range(c, "ranks", m->n_ranks, 0, SL_LIMIT_ranks);
+    for (uint32_t i = 0; i < m->n_ranks && !c->bad; i++) {
+        const struct sl_msg_rank *r = &m->ranks[i];
+        range(c, "rank.rank", r->rank, 0, SL_LIMIT_ranks - 1);
+        range(c, "rank.threads", r->threads, 0, SL_LIMIT_threads);
+        text(c, "rank.isa", r->isa, WORD_BYTES_MAX);
+    }
+}
+
 static void check_meta(struct check *c, const struct sl_msg_meta *m, size_t bytes_max)
 {
     range(c, "meta.bytes", m->bytes.len, 0, bytes_max);
@@ -213,6 +224,9 @@ enum sl_status sl_msg_check(const struct sl_msg *m, struct sl_err *err)
         break;
     case SL_MSG_LOAD:
         check_load(&c, &m->load);
+        break;
+    case SL_MSG_RANKS:
+        check_ranks(&c, &m->ranks);
         break;
     case SL_MSG_CANCEL:
     case SL_MSG_PING:

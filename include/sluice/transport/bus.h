@@ -28,7 +28,8 @@ enum sl_msg_kind {
     SL_MSG_LOAD,       /* worker -> router: heartbeat and counters */
     SL_MSG_PING,       /* router -> worker: heartbeat */
     SL_MSG_DRAIN,      /* router -> worker: finish and leave */
-    SL_MSG_BYE         /* worker -> router: leaving on purpose */
+    SL_MSG_BYE,        /* worker -> router: leaving on purpose */
+    SL_MSG_RANKS       /* worker -> router: the processes behind a sharded worker, now and then */
 };
 
 struct sl_msg_load {
@@ -36,6 +37,7 @@ struct sl_msg_load {
     uint64_t steps, prefill_tokens, decode_tokens, preempted, prefix_queries, prefix_hits;
     uint64_t last_step_age_ms; /* since the engine last finished a step or was idle */
     uint64_t op_calls;
+    bool reforming; /* a rank was lost: requests wait until the group stands again */
 };
 struct sl_msg_hello {
     uint32_t version;
@@ -111,6 +113,19 @@ struct sl_msg_meta {
     struct sl_str bytes;       /* empty in META_GET */
 };
 
+/* One process of a worker group, the worker itself (rank 0) included. */
+struct sl_msg_rank {
+    uint32_t rank, pid, threads;
+    uint64_t weight_bytes, kv_bytes; /* of its shard */
+    uint64_t comm_bytes;             /* to and from other ranks */
+    uint64_t steps, op_calls;
+    struct sl_str isa;
+};
+struct sl_msg_ranks {
+    const struct sl_msg_rank *ranks;
+    uint32_t n_ranks;
+};
+
 struct sl_msg {
     enum sl_msg_kind kind;
     union {
@@ -121,6 +136,7 @@ struct sl_msg {
         struct sl_msg_step step;
         struct sl_msg_meta meta;
         struct sl_msg_load load;
+        struct sl_msg_ranks ranks;
     };
 };
 
