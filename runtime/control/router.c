@@ -145,6 +145,8 @@ static struct req *req_new(struct sl_router *r, const struct sl_route_request *f
                       .tenant = from->tenant,
                       .user = from->user,
                       .n_tokens = from->n_tokens,
+                      .has_class = from->has_class,
+                      .class_hash = from->class_hash,
                       .priority = from->priority};
     hash_pages(r, from, q);
     sl_hash_insert(&r->by_id, &q->by_id, id_hash(q->id));
@@ -208,8 +210,9 @@ bool sl_router_output(struct sl_router *r, uint64_t worker_key, uint64_t id, uin
         return false;
     struct worker *w = q->worker;
     w->seen_ns = w->progress_ns = now_ns;
-    if (n_tokens && !q->n_delivered)
+    if (n_tokens && !q->has_class)
         q->class_hash = w->desc.class_hash;
+    q->has_class |= n_tokens > 0;
     q->n_delivered += n_tokens;
     if (!ended)
         return true;

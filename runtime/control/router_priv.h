@@ -29,12 +29,13 @@ struct req {
     uint64_t id, deadline_ns, arrival, tenant;
     void *user;
     struct worker *worker;
-    uint64_t class_hash;  /* counts once n_delivered */
+    uint64_t class_hash;  /* counts once has_class */
     uint64_t avoid;       /* uid of a worker that failed it, asked last */
     uint64_t stranded_ns; /* since when no worker could ever take it; 0: one could */
     uint64_t *chain;      /* [n_chain] hashes of its full pages, each over all before */
     uint32_t n_chain, n_tokens, n_delivered, epoch, n_retries;
     int32_t priority;
+    bool has_class; /* asked for, or tokens came from it */
     enum req_state state;
     enum sl_status status; /* REQ_FAILING */
 };
@@ -93,7 +94,7 @@ static inline uint32_t sl_worker_cap(const struct worker *w)
 static inline bool sl_worker_suits(const struct worker *w, const struct req *q)
 {
     return w->uid && !w->lost && !w->draining &&
-           (!q->n_delivered || w->desc.class_hash == q->class_hash) &&
+           (!q->has_class || w->desc.class_hash == q->class_hash) &&
            (uint64_t)q->n_tokens + q->n_delivered < w->desc.max_len;
 }
 

@@ -219,7 +219,7 @@ static enum sl_status check_worker(const struct sl_router *r, const struct worke
         n_sent += q->state == REQ_SENT;
         if (q->worker != w || (q->state != REQ_SENT && q->state != REQ_TO_SEND))
             return BROKEN("request %llu is with the wrong worker", (unsigned long long)q->id);
-        if (q->n_delivered && q->class_hash != w->desc.class_hash)
+        if (q->has_class && q->class_hash != w->desc.class_hash)
             return BROKEN("request %llu left its class", (unsigned long long)q->id);
         if (q->n_retries > r->cfg.retries_max)
             return BROKEN("request %llu was retried %u times", (unsigned long long)q->id,

@@ -28,7 +28,7 @@ struct openai_req {
     struct gen_params gen;
     struct sl_str model, request_id;
     struct sl_str user;
-    bool stream, include_usage, echo, return_token_ids, is_chat;
+    bool stream, include_usage, echo, return_token_ids, return_chain, is_chat;
     bool add_generation_prompt, continue_final_message;
     bool add_special_tokens;
     bool chat_logprobs;
@@ -52,6 +52,8 @@ struct choice {
     uint32_t n_logprobs;
     size_t text_offset;
     bool said_role;
+    struct sl_event_choice reached, shown; /* tokens taken in; tokens that events stand for */
+    struct sl_buf proof;                   /* JSON of the sluice object, once it ended */
 };
 
 /* One prompt of a request. */
@@ -82,7 +84,11 @@ struct call {
     uint32_t n_choices, n_parts_live;
     struct gen_usage usage;
     struct sl_buf out; /* answer or event under construction */
-    bool streaming;    /* the head of the stream is out */
+    uint64_t seed, class_hash;
+    uint32_t shape;                /* of the event ids */
+    struct sl_event_choice *shown; /* [n_choices] by Last-Event-ID, or NULL */
+    bool with_ids;
+    bool streaming; /* the head of the stream is out */
     bool answered;
     uint64_t sent_ns; /* last byte given to the stream */
 };
@@ -124,6 +130,14 @@ void out_usage(struct sl_buf *b, const struct gen_usage *u);
 void out_chat_logprobs(struct sl_buf *items, const struct sl_tokenizer *t,
                        const struct sl_sampled *tokens, uint32_t n);
 void out_token_text(struct sl_buf *b, const struct sl_tokenizer *t, uint32_t token);
+
+/* openai_resume.c: event ids, going on after one, and what an answer was made from. */
+enum sl_status openai_resume(struct call *c, struct sl_err *err); /* once n_choices is known */
+void openai_part_params(const struct call *c, uint32_t part, struct gen_params *out);
+void openai_note_delta(struct call *c, struct choice *ch, const struct gen_delta *d);
+void openai_put_id(struct sl_buf *b, const struct call *c);
+void openai_put_proof(struct sl_buf *b, const struct call *c);
+void out_proof_choice(struct sl_buf *b, uint32_t index, uint32_t prompt, const struct gen_end *e);
 
 /* openai_run.c: the life both generating endpoints share. */
 enum sl_status openai_start(struct call *c, struct sl_err *err);

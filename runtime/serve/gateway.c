@@ -361,7 +361,7 @@ static void answer_options(struct call *c)
                     "Allow: GET, HEAD, POST, OPTIONS\r\n"
                     "Access-Control-Allow-Origin: *\r\n"
                     "Access-Control-Allow-Methods: GET, POST, OPTIONS\r\n"
-                    "Access-Control-Allow-Headers: Authorization, Content-Type\r\n",
+                    "Access-Control-Allow-Headers: Authorization, Content-Type, Last-Event-ID\r\n",
                     "", 0);
 }
 

@@ -83,6 +83,7 @@ static bool copy_params(struct gen *g, const struct gen_params *p)
     q->sampling.bias = copy(a, p->sampling.bias, p->sampling.n_bias, sizeof *p->sampling.bias);
     q->sampling.stop_ids = copy(a, p->sampling.stop_ids, p->sampling.n_stop_ids, sizeof(uint32_t));
     q->prompt = NULL; /* lives in each stream's log */
+    q->shown = NULL;  /* each stream has its own */
     g->streams = SL_ARENA_ARRAY(a, struct stream, p->n);
     if (!stop || !q->sampling.bias || !q->sampling.stop_ids || !g->streams)
         return false;
@@ -118,6 +119,8 @@ static bool open_streams(struct gen *g, const struct gen_params *p)
         s->n_prompt = p->n_prompt;
         s->detok.skip_special = !p->keep_special;
         sl_stop_init(&s->stop, g->params.stop, p->n_stop, p->include_stop);
+        if (p->shown)
+            s->shown = p->shown[c];
         for (uint32_t i = 0; i < p->n_prompt; i++)
             sl_tokens_push(&s->log, p->prompt[i]);
         if (s->log.failed)
@@ -162,6 +165,8 @@ static enum sl_status route(struct gen *g, struct sl_err *err)
                                      .priority = g->params.priority,
                                      .tenant = g->tenant,
                                      .deadline_ns = g->deadline_ns,
+                                     .has_class = s->shown.n_tokens > 0,
+                                     .class_hash = g->params.class_hash,
                                      .user = s};
         memcpy(&q.salt, g->salt, sizeof q.salt);
         enum sl_status status = sl_router_submit(g->node->router, &q, g->started_ns, err);
@@ -295,14 +300,20 @@ static bool keep_probs(struct stream *s, const struct sl_msg_out *o)
     return true;
 }
 
-static void stream_finish(struct stream *s, const char *reason, int stop, uint32_t stop_token)
+static void stream_finish(struct stream *s, const char *reason, uint32_t stop_token, bool replayed)
 {
     struct gen *g = s->gen;
+    int stop = s->stop.hit;
     struct gen_end end = {.choice = s->choice,
                           .finish_reason = reason,
                           .stop = stop >= 0 ? &g->params.stop[stop] : NULL,
                           .stop_token = stop_token,
-                          .n_tokens = s->n_delivered};
+                          .n_tokens = s->n_delivered,
+                          .tokens = s->log.ids + s->n_prompt,
+                          .replayed = replayed,
+                          .chain = &s->chain,
+                          .class_name = s->class_name,
+                          .sampling = &g->params.sampling};
     close_stream(s);
     metrics_end(g, reason, sl_now_ns());
     g->ops->on_end(g->ctx, &end);
@@ -313,6 +324,17 @@ static void stream_finish(struct stream *s, const char *reason, int stop, uint32
     void *ctx = g->ctx;
     gen_bury(g);
     ops->on_done(ctx, &usage);
+}
+
+/* The end as the worker, or a stop string, made it. */
+static void finish_as_met(struct stream *s, bool replayed)
+{
+    uint32_t last_token = s->log.ids[s->log.n - 1];
+    if (s->stop.hit >= 0)
+        stream_finish(s, "stop", SL_NO_TOKEN, replayed);
+    else
+        stream_finish(s, s->end == 2 ? "length" : "stop", s->end == 1 ? last_token : SL_NO_TOKEN,
+                      replayed);
 }
 
 /* Text of one token; true when a stop string ended the stream with it. */
@@ -341,23 +363,26 @@ static void flush_text(struct stream *s, struct sl_buf *piece, struct sl_buf *te
         sl_stop_finish(&s->stop, text);
 }
 
-/* Hands out everything received and not yet delivered. */
-static void deliver(struct stream *s)
+/* Decodes tokens up to the n-th generated one; true when a stop string ended the stream. */
+static bool decode_to(struct stream *s, uint32_t n, struct sl_buf *text)
+{
+    struct sl_buf piece = {0};
+    bool stopped = false;
+    while (!stopped && s->n_delivered < n) {
+        uint32_t token = s->log.ids[s->n_prompt + s->n_delivered++];
+        sl_chain_add(&s->chain, token);
+        stopped = decode_token(s, token, &piece, text);
+    }
+    sl_buf_free(&piece);
+    return stopped;
+}
+
+/* Hands out the text and the tokens from the first-th to the last delivered one. */
+static void hand_out(struct stream *s, uint32_t first, const struct sl_buf *text, bool last,
+                     bool replayed)
 {
     struct gen *g = s->gen;
-    struct sl_buf text = {0}, piece = {0};
-    uint32_t first = s->n_delivered, n_out = (uint32_t)s->log.n - s->n_prompt;
-    bool stopped = false;
-    while (!stopped && s->n_delivered < n_out) {
-        s->n_delivered++;
-        stopped = decode_token(s, s->log.ids[s->n_prompt + s->n_delivered - 1], &piece, &text);
-    }
-    bool last = stopped || s->state == ENDING;
-    if (s->state == ENDING && !stopped)
-        flush_text(s, &piece, &text);
-
     uint32_t n = s->n_delivered - first;
-    g->usage.completion_tokens += n;
     struct sl_sampled plain[16], *tokens = s->probs;
     struct sl_sampled *many = NULL;
     if (!g->params.sampling.want_logprob) {
@@ -366,23 +391,83 @@ static void deliver(struct stream *s)
             tokens[i] = (struct sl_sampled){.token = s->log.ids[s->n_prompt + first + i]};
     }
     struct gen_delta d = {.choice = s->choice,
-                          .text = {text.data ? text.data : "", text.len},
+                          .text = {text->data ? text->data : "", text->len},
                           .tokens = tokens,
-                          .n_tokens = tokens ? n : 0};
-    if (n || text.len)
+                          .n_tokens = tokens ? n : 0,
+                          .replayed = replayed,
+                          .last = last,
+                          .chain = &s->chain,
+                          .class_hash = s->class_hash};
+    g->usage.completion_tokens += n;
+    if (n || text->len)
         g->ops->on_delta(g->ctx, &d);
-    s->n_probs = 0;
     free(many);
+    if (s->n_probs > n) /* tokens that came with the last ones replayed */
+        memmove(s->probs, s->probs + n, (s->n_probs - n) * sizeof *s->probs);
+    s->n_probs -= s->n_probs < n ? s->n_probs : n;
+}
+
+static void fail_replay(struct stream *s)
+{
+    struct sl_err err;
+    sl_fail_param(&err, SL_CONFLICT, "Last-Event-ID",
+                  "choice %u cannot go on: its first %u tokens are not those shown before",
+                  s->choice, s->shown.n_tokens);
+    gen_fail(s->gen, &err);
+}
+
+/* What was shown before the client came back: nothing until all of it is here, then at once and
+ * silently. True when there may be more to show. */
+static bool replay(struct stream *s)
+{
+    const struct sl_event_choice shown = s->shown;
+    uint32_t n_out = (uint32_t)s->log.n - s->n_prompt;
+    if (n_out < shown.n_tokens) {
+        if (s->state == ENDING)
+            fail_replay(s);
+        return false;
+    }
+    struct sl_buf text = {0}, piece = {0};
+    bool stopped = decode_to(s, shown.n_tokens, &text);
+    bool text_done = shown.phase != SL_EVENT_RUNS;
+    bool all = s->n_delivered == shown.n_tokens &&
+               memcmp(s->chain.link, shown.link, sizeof shown.link) == 0;
+    bool at_end = stopped || (s->state == ENDING && n_out == shown.n_tokens);
+    bool same = all && (text_done ? at_end : !stopped);
+    if (same && text_done && !stopped)
+        flush_text(s, &piece, &text);
+    if (same) {
+        s->shown.n_tokens = 0;
+        hand_out(s, 0, &text, text_done, true);
+    } else {
+        fail_replay(s);
+    }
     sl_buf_free(&text);
     sl_buf_free(&piece);
-    if (g->dead || !last)
+    if (!same || s->gen->dead)
+        return false;
+    if (text_done)
+        finish_as_met(s, shown.phase == SL_EVENT_ENDED);
+    return !text_done;
+}
+
+/* Hands out everything received and not yet delivered. */
+static void deliver(struct stream *s)
+{
+    struct gen *g = s->gen;
+    if (s->shown.n_tokens && !replay(s))
         return;
-    uint32_t last_token = s->log.ids[s->log.n - 1];
-    if (stopped)
-        stream_finish(s, "stop", s->stop.hit, SL_NO_TOKEN);
-    else
-        stream_finish(s, s->end == 2 ? "length" : "stop", -1,
-                      s->end == 1 ? last_token : SL_NO_TOKEN);
+    struct sl_buf text = {0}, piece = {0};
+    uint32_t first = s->n_delivered, n_out = (uint32_t)s->log.n - s->n_prompt;
+    bool stopped = decode_to(s, n_out, &text);
+    bool last = stopped || s->state == ENDING;
+    if (s->state == ENDING && !stopped)
+        flush_text(s, &piece, &text);
+    hand_out(s, first, &text, last, false);
+    sl_buf_free(&text);
+    sl_buf_free(&piece);
+    if (!g->dead && last)
+        finish_as_met(s, false);
 }
 
 static void fail_out(struct stream *s, const struct sl_msg_out *o)
@@ -413,6 +498,17 @@ static void count_tokens(struct gen *g, const struct sl_msg_out *o, uint64_t now
     g->last_token_ns = now;
 }
 
+/* The first output says which class the stream is of; the chain starts with it. */
+static bool start_chain(struct stream *s, uint64_t link)
+{
+    struct gen *g = s->gen;
+    struct sl_str name = node_class_of(g->node, link);
+    s->class_name = (struct sl_str){sl_arena_strndup(&g->mem, name.data, name.len), name.len};
+    s->class_hash = sl_hash64(name.data, name.len, 0);
+    sl_chain_start(&s->chain, name, s->log.ids, s->n_prompt, &g->params.sampling, s->choice);
+    return s->class_name.data != NULL;
+}
+
 void gen_output(struct node *n, uint64_t link, const struct sl_msg_out *o, uint64_t now)
 {
     struct stream *s = find_stream(n, o->id);
@@ -426,9 +522,10 @@ void gen_output(struct node *n, uint64_t link, const struct sl_msg_out *o, uint6
     if (!sl_router_output(n->router, link, o->id, o->epoch, o->n_tokens, o->end != 0, now) || !s)
         return;
     struct gen *g = s->gen;
+    bool kept = !o->n_tokens || s->class_name.data || start_chain(s, link);
     for (uint32_t i = 0; i < o->n_tokens; i++)
         sl_tokens_push(&s->log, o->tokens[i]);
-    bool kept = !g->params.sampling.want_logprob || keep_probs(s, o);
+    kept = kept && (!g->params.sampling.want_logprob || keep_probs(s, o));
     if (s->log.failed || !kept) {
         struct sl_err err;
         sl_fail(&err, SL_NO_MEMORY, "no memory for a stream's tokens");

@@ -8,6 +8,7 @@
 
 #include <sluice/base/err.h>
 #include <sluice/base/mem.h>
+#include <sluice/text/chain.h>
 #include <sluice/text/chat.h>
 #include <sluice/text/sampler.h>
 #include <sluice/text/tokenizer.h>
@@ -32,6 +33,11 @@ struct gen_params {
     struct sl_str tenant; /* API key hash or user: fairness and cache salt; may be empty */
     struct sl_str cache_salt;
     uint64_t deadline_ms; /* from now; 0: none */
+    /* Going on after an event: what was shown of each choice [n], and the class it came from. The
+     * tokens are computed again, compared with the link and handed out once as `replayed`. NULL: a
+     * new generation. */
+    const struct sl_event_choice *shown;
+    uint64_t class_hash;
 };
 
 /* What came since the last call for this choice. Borrowed during the call. */
@@ -40,6 +46,10 @@ struct gen_delta {
     struct sl_str text;              /* valid UTF-8; may be empty */
     const struct sl_sampled *tokens; /* the tokens behind it, also those whose text is held back */
     uint32_t n_tokens;
+    bool replayed; /* shown before: not to be shown again */
+    bool last;     /* the text is complete */
+    const struct sl_chain *chain; /* after these tokens */
+    uint64_t class_hash;          /* of the workers that may compute this choice */
 };
 struct gen_end {
     uint32_t choice;
@@ -47,12 +57,19 @@ struct gen_end {
     const struct sl_str *stop; /* the stop string that was met, or NULL */
     uint32_t stop_token;       /* the token that ended it, or SL_NO_TOKEN */
     uint32_t n_tokens;         /* completion tokens of this choice */
+    const uint32_t *tokens;    /* [n_tokens] */
+    bool replayed;             /* this end was shown before */
+    const struct sl_chain *chain;
+    struct sl_str class_name;
+    const struct sl_sampling *sampling; /* in force, with the seed */
 };
 struct gen_usage {
     uint32_t prompt_tokens, completion_tokens, cached_tokens;
 };
 
-/* For each choice: deltas, then one on_end; after the last choice's end on_done. on_error instead
+/* With `shown`, on_error gets SL_CONFLICT when the tokens are not those that were shown.
+ *
+ * For each choice: deltas, then one on_end; after the last choice's end on_done. on_error instead
  * of what is left. After on_done or on_error the gen is gone. No callback runs inside gen_start. */
 struct gen_ops {
     void (*on_delta)(void *ctx, const struct gen_delta *d);

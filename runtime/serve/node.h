@@ -47,6 +47,10 @@ struct stream {
     uint32_t n_probs, probs_alloc;
     struct sl_detok detok;
     struct sl_stop stop;
+    struct sl_chain chain;        /* after n_delivered tokens; starts with the first output */
+    struct sl_str class_name;     /* of the worker that gave it; empty before */
+    uint64_t class_hash;
+    struct sl_event_choice shown; /* to be replayed silently; n_tokens 0: nothing (left) */
     enum { LIVE, ENDING, ENDED } state; /* ENDING: the worker is done, delivery is not */
     uint32_t end;                       /* the worker's word: 1 stop, 2 length */
 };
@@ -117,6 +121,8 @@ void node_pump(struct node *n); /* carry out the router's actions */
 void node_peer_lost(struct node *n, struct peer *p, uint64_t now_ns);
 struct peer *node_peer_by_pid(struct node *n, pid_t pid);
 void node_bus_say_drain(struct node *n);
+/* The exactness class of a link's worker; empty when unknown. */
+struct sl_str node_class_of(struct node *n, uint64_t link);
 void node_bus_close(struct node *n);
 
 /* supervise.c */

@@ -29,6 +29,12 @@ struct peer *node_peer_by_pid(struct node *n, pid_t pid)
     return NULL;
 }
 
+struct sl_str node_class_of(struct node *n, uint64_t link)
+{
+    const struct peer *p = find_peer(n, link);
+    return p ? p->hello.class_name : (struct sl_str){"", 0};
+}
+
 static void peer_free(struct peer *p)
 {
     sl_list_remove(&p->link);

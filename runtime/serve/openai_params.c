@@ -31,6 +31,7 @@ static const char *const known[] = {"model",
                                     "min_tokens",
                                     "stop_token_ids",
                                     "return_token_ids",
+                                    "return_chain",
                                     "priority",
                                     "cache_salt",
                                     "include_stop_str_in_output",
@@ -50,9 +51,9 @@ static const char *const known_chat[] = {"messages",
 static const char *const known_text[] = {"prompt", "echo", "add_special_tokens", NULL};
 
 /* Of /v1/completions, not of sampling. */
-static const char *const dialect_only[] = {"model",    "stream", "stream_options",   "n",
-                                           "logprobs", "prompt", "return_token_ids", "request_id",
-                                           "echo",     NULL};
+static const char *const dialect_only[] = {
+    "model",      "stream", "stream_options", "n", "logprobs", "prompt", "return_token_ids",
+    "request_id", "echo",   "return_chain",   NULL};
 
 /* Of no consequence for the answer. */
 static const char *const harmless[] = {"metadata",
@@ -363,6 +364,7 @@ static enum sl_status read_switches(struct call *c, const struct sl_json *o, str
     enum sl_status r;
     if ((r = field_bool(o, "stream", &q->stream, err)) ||
         (r = field_bool(o, "return_token_ids", &q->return_token_ids, err)) ||
+        (r = field_bool(o, "return_chain", &q->return_chain, err)) ||
         (r = field_bool(o, "include_stop_str_in_output", &q->gen.include_stop, err)) ||
         (r = field_bool(o, "skip_special_tokens", &skip_special, err)) ||
         (r = field_str(o, "model", &q->model, err)) || (r = field_str(o, "user", &q->user, err)) ||

@@ -63,6 +63,9 @@ static void note_end(struct part *p, const struct gen_end *e)
 {
     struct choice *ch = choice_of(p, e->choice);
     ch->finish_reason = e->finish_reason;
+    ch->reached.phase = SL_EVENT_ENDED;
+    if (p->call->req.return_chain)
+        out_proof_choice(&ch->proof, choice_index(p, e->choice), p->index, e);
     if (e->stop)
         sl_buf_json_str(&ch->stop_reason, e->stop->data, e->stop->len);
     else if (e->stop_token != SL_NO_TOKEN)
@@ -171,6 +174,7 @@ static void answer_whole(struct call *c)
     sl_buf_puts(b, "],\"usage\":");
     out_usage(b, &c->usage);
     put_prompt_ids(b, c);
+    openai_put_proof(b, c);
     sl_buf_putc(b, '}');
     call_answer(c, 200, "application/json", b);
 }
@@ -254,13 +258,23 @@ static void forget_sent(struct choice *ch)
     ch->n_logprobs = 0;
 }
 
+/* What an earlier stream of this request has shown. */
+static void pass_over(struct choice *ch)
+{
+    ch->said_role = true;
+    ch->shown = ch->reached;
+    forget_sent(ch);
+}
+
 /* Sends what was gathered, if it shows anything. */
 static void send_choice(struct call *c, struct choice *ch, uint32_t index)
 {
     if (!ch->text.len && !ch->logprobs.len && !ch->token_ids.len && !ch->finish_reason)
         return;
     send_role(c, ch, index);
+    ch->shown = ch->reached;
     sl_buf_clear(&c->out);
+    openai_put_id(&c->out, c);
     sl_buf_puts(&c->out, "data: ");
     put_head(&c->out, c, true);
     put_delta(&c->out, c, ch, index);
@@ -270,12 +284,16 @@ static void send_choice(struct call *c, struct choice *ch, uint32_t index)
 
 static void end_stream(struct call *c)
 {
-    if (c->req.include_usage) {
+    if (c->req.include_usage || c->req.return_chain) {
         sl_buf_clear(&c->out);
         sl_buf_puts(&c->out, "data: ");
         put_head(&c->out, c, true);
         sl_buf_puts(&c->out, "],\"usage\":");
-        out_usage(&c->out, &c->usage);
+        if (c->req.include_usage)
+            out_usage(&c->out, &c->usage);
+        else
+            sl_buf_puts(&c->out, "null");
+        openai_put_proof(&c->out, c);
         sl_buf_putc(&c->out, '}');
         send_event(c);
     }
@@ -291,17 +309,24 @@ static void end_stream(struct call *c)
 static void on_delta(void *ctx, const struct gen_delta *d)
 {
     struct part *p = ctx;
+    struct choice *ch = choice_of(p, d->choice);
     gather(p, d);
-    if (p->call->req.stream)
-        send_choice(p->call, choice_of(p, d->choice), choice_index(p, d->choice));
+    openai_note_delta(p->call, ch, d);
+    if (d->replayed)
+        pass_over(ch);
+    else if (p->call->req.stream)
+        send_choice(p->call, ch, choice_index(p, d->choice));
 }
 
 static void on_end(void *ctx, const struct gen_end *e)
 {
     struct part *p = ctx;
+    struct choice *ch = choice_of(p, e->choice);
     note_end(p, e);
-    if (p->call->req.stream)
-        send_choice(p->call, choice_of(p, e->choice), choice_index(p, e->choice));
+    if (e->replayed)
+        pass_over(ch);
+    else if (p->call->req.stream)
+        send_choice(p->call, ch, choice_index(p, e->choice));
 }
 
 static void add_usage(struct call *c, const struct gen_usage *u)
@@ -388,14 +413,17 @@ enum sl_status openai_start(struct call *c, struct sl_err *err)
     c->choices = SL_ARENA_ARRAY(&c->mem, struct choice, c->n_choices);
     if (!c->parts || !c->choices)
         return sl_fail(err, SL_NO_MEMORY, "no memory for %u choices", c->n_choices);
+    enum sl_status r = openai_resume(c, err);
+    if (r)
+        return r;
     seed_echo(c);
     q->gen.tenant = q->user;
     for (uint32_t i = 0; i < q->n_prompts; i++) {
         struct part *p = &c->parts[i];
+        struct gen_params params;
         *p = (struct part){.call = c, .index = i};
-        q->gen.prompt = q->prompts[i].ids;
-        q->gen.n_prompt = (uint32_t)q->prompts[i].n;
-        enum sl_status r = gen_start(c->node, &q->gen, &part_ops, p, &p->gen, err);
+        openai_part_params(c, i, &params);
+        r = gen_start(c->node, &params, &part_ops, p, &p->gen, err);
         if (r) {
             cancel_parts(c);
             return r;
@@ -427,10 +455,10 @@ void openai_closed(struct call *c)
     cancel_parts(c);
     for (uint32_t i = 0; c->choices && i < c->n_choices; i++) {
         forget_sent(&c->choices[i]);
-        struct sl_buf *all[] = {&c->choices[i].text,       &c->choices[i].logprobs,
-                                &c->choices[i].logprobs_b, &c->choices[i].logprobs_c,
-                                &c->choices[i].logprobs_d, &c->choices[i].token_ids,
-                                &c->choices[i].stop_reason};
+        struct sl_buf *all[] = {&c->choices[i].text,        &c->choices[i].logprobs,
+                                &c->choices[i].logprobs_b,  &c->choices[i].logprobs_c,
+                                &c->choices[i].logprobs_d,  &c->choices[i].token_ids,
+                                &c->choices[i].stop_reason, &c->choices[i].proof};
         for (size_t k = 0; k < sizeof all / sizeof *all; k++)
             sl_buf_free(all[k]);
     }

@@ -25,13 +25,18 @@ def default_model():
 class Server:
     """`sluice serve` on a free port, from READY to exit."""
 
-    def __init__(self, *args, model=TINY, env=None, verb="serve"):
+    def __init__(self, *args, model=TINY, env=None, verb="serve", wait=True):
         self.log = tempfile.NamedTemporaryFile("w+", prefix="sluice-e2e-", suffix=".log", delete=False)
         command = [BIN, verb] + ([model] if model else []) + ["--port", "0", *map(str, args)]
         full = dict(os.environ, **(env or {}))
         self.proc = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=self.log, stderr=self.log,
                                      start_new_session=True, env=full)
+        if wait:
+            self.wait_ready()
+
+    def wait_ready(self):
         self.port = self._wait_ready(60 * SLOW)
+        return self
 
     def text(self):
         with open(self.log.name, errors="replace") as f:
@@ -80,6 +85,33 @@ class Server:
         self.headers = dict(r.getheaders())
         kind = r.getheader("Content-Type") or ""
         return r.status, json.loads(raw) if "json" in kind and raw else raw.decode()
+
+    def sse(self, path, body, last_id=None):
+        """(id or None, data text) of each event, until the stream ends or breaks."""
+        c = http.client.HTTPConnection("127.0.0.1", self.port, timeout=120 * SLOW)
+        headers = {"Content-Type": "application/json", **({"Last-Event-ID": last_id} if last_id else {})}
+        c.request("POST", path, json.dumps(dict(body, stream=True)), headers)
+        r = c.getresponse()
+        if r.status != 200:
+            error = Refused(r.status, r.read())
+            c.close()
+            raise error
+        event = None
+        try:
+            for line in r:
+                line = line.decode().rstrip("\n")
+                if line.startswith("id: "):
+                    event = line[4:]
+                elif line.startswith("data: "):
+                    data = line[6:]
+                elif not line:
+                    yield event, data
+                    event = None
+        except (http.client.IncompleteRead, ConnectionError):
+            pass
+        finally:
+            r.close()
+            c.close()
 
     def events(self, path, body):
         """Parsed SSE data events of a streamed answer; the last is the string '[DONE]'."""
@@ -136,6 +168,62 @@ class Server:
             self.kill()
         else:
             self.stop()
+
+
+class Refused(Exception):
+    """A stream that was answered with an error: status and body."""
+
+    def __init__(self, status, body):
+        super().__init__(status, body)
+        self.status = status
+        self.error = json.loads(body)["error"]
+
+
+class Router(Server):
+    """`sluice router`; its endpoint for workers is `bus`. It is ready once a worker is: wait_ready."""
+
+    def __init__(self, *args, bus=None, env=None):
+        self.bus = bus or f"tcp://127.0.0.1:{free_port()}"
+        super().__init__("--bind", self.bus, *args, model=None, env=env, verb="router", wait=False)
+
+
+class Worker:
+    """`sluice worker` for one or more routers."""
+
+    def __init__(self, *routers, args=(), model=TINY):
+        self.log = tempfile.NamedTemporaryFile("w+", prefix="sluice-e2e-", suffix=".log", delete=False)
+        self.proc = subprocess.Popen(
+            [BIN, "worker", model, "--threads", "1", "--connect", ",".join(r.bus for r in routers),
+             *map(str, args)], stdin=subprocess.DEVNULL, stdout=self.log, stderr=self.log,
+            start_new_session=True)
+
+    @property
+    def pid(self):
+        return self.proc.pid
+
+    def signal(self, signum):
+        self.proc.send_signal(signum)
+
+    def kill(self):
+        if self.proc.poll() is None:
+            self.proc.kill()
+        self.proc.wait()
+
+    def stop(self, expect=0):
+        """SIGTERM, and the exit code."""
+        if self.proc.poll() is None:
+            self.proc.terminate()
+        rc = self.proc.wait(60 * SLOW)
+        with open(self.log.name, errors="replace") as f:
+            text = f.read()
+        os.unlink(self.log.name)
+        assert rc == expect and "Sanitizer" not in text, (rc, text)
+
+
+def free_port():
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return s.getsockname()[1]
 
 
 def wait_until(what, holds, limit=20):

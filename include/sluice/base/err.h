@@ -40,7 +40,8 @@
     X(UNSUPPORTED, "not implemented", 501, 12, 1, "not_supported_error",                           \
       "unsupported_parameter")                                                                     \
     X(LOADING, "loading", 503, 14, 1, "unavailable_error", "model_loading")                        \
-    X(DRAINING, "draining", 503, 14, 1, "unavailable_error", "draining")
+    X(DRAINING, "draining", 503, 14, 1, "unavailable_error", "draining")                           \
+    X(CONFLICT, "conflict", 409, 10, 1, "conflict_error", "stream_mismatch")
 
 enum sl_status {
 #define X(name, ...) SL_##name,

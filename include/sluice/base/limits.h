@@ -21,6 +21,7 @@
     X(json_depth, 64, "levels", "nesting of a JSON request (400)")                                 \
     X(prompt_batch, 64, "prompts", "prompts in one completion request (400)")                      \
     X(n_choices, 16, "choices", "n (400)")                                                         \
+    X(resume_choices, 64, "choices", "of a stream whose events carry ids; more have none")         \
     X(stop_strings, 16, "strings", "stop strings of a request (400)")                              \
     X(stop_string_bytes, 1024, "bytes", "one stop string (400)")                                   \
     X(stop_token_ids, 64, "ids", "stop_token_ids of a request (400)")                              \

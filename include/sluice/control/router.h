@@ -52,6 +52,8 @@ struct sl_route_request {
     uint64_t tenant;
     uint64_t salt;
     uint64_t deadline_ns;       /* 0: none */
+    bool has_class;             /* only workers of class_hash may compute it */
+    uint64_t class_hash;
     void *user;
 };
 
