@@ -4,9 +4,11 @@
 
 #include <sluice/kernels/op.h>
 
-/* Sources of one format and k, slices that cover [0, k) on legal borders. *n = rows of all. */
+/* Sources of one format and k, slices that cover [0, k) on legal borders. Fills *out but for its
+ * data. */
 enum sl_status sl_weight_check(const struct sl_weight_src *src, uint32_t n_src,
-                               const struct sl_slices *slices, uint32_t *n, struct sl_err *err);
+                               const struct sl_slices *slices, struct sl_weight *out,
+                               struct sl_err *err);
 
 /* Checks cfg and fills *out but for `data`. */
 enum sl_status sl_kv_plan(const struct sl_kv_config *cfg, struct sl_kv *out, struct sl_err *err);

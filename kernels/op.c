@@ -29,7 +29,7 @@ bool sl_isa_parse(const char *text, enum sl_isa *out)
 
 struct sl_slices sl_slices_one(uint32_t k)
 {
-    struct sl_slices s = {.n = 1};
+    struct sl_slices s = {.n = 1, .total = 1};
     s.border[1] = k;
     return s;
 }
@@ -41,9 +41,19 @@ struct sl_slices sl_slices_cut(uint32_t k, uint32_t unit)
     if (n_units < 2)
         return sl_slices_one(k);
     struct sl_slices s = {.n = min_u32(n_units, 16)};
+    s.total = s.n;
     for (uint32_t i = 0; i < s.n; i++)
         s.border[i] = (uint32_t)((uint64_t)i * n_units / s.n) * unit;
     s.border[s.n] = k;
+    return s;
+}
+
+struct sl_slices sl_slices_part(const struct sl_slices *whole, uint32_t first, uint32_t n)
+{
+    sl_assert(first <= whole->n && n <= whole->n - first);
+    struct sl_slices s = {.n = n, .first = whole->first + first, .total = whole->total};
+    for (uint32_t i = 0; i <= n; i++)
+        s.border[i] = whole->border[first + i] - whole->border[first];
     return s;
 }
 
@@ -53,6 +63,10 @@ static enum sl_status check_slices(const struct sl_slices *s, uint32_t k, uint32
     if (s->n < 1 || s->n > SL_SLICES_MAX)
         return sl_fail(err, SL_INVALID, "weight: %u slices, from 1 to %d are possible", s->n,
                        SL_SLICES_MAX);
+    if (s->total != 0 &&
+        (s->total > SL_SLICES_MAX || s->n > s->total || s->first > s->total - s->n))
+        return sl_fail(err, SL_INVALID, "weight: slices from %u to %u of %u", s->first,
+                       s->first + s->n, s->total);
     if (s->border[0] != 0 || s->border[s->n] != k)
         return sl_fail(err, SL_INVALID, "weight: slices cover [%u, %u) of %u inputs", s->border[0],
                        s->border[s->n], k);
@@ -67,8 +81,10 @@ static enum sl_status check_slices(const struct sl_slices *s, uint32_t k, uint32
 }
 
 enum sl_status sl_weight_check(const struct sl_weight_src *src, uint32_t n_src,
-                               const struct sl_slices *slices, uint32_t *n, struct sl_err *err)
+                               const struct sl_slices *slices, struct sl_weight *out,
+                               struct sl_err *err)
 {
+    uint32_t n = 0;
     if (n_src == 0)
         return sl_fail(err, SL_INVALID, "weight: no sources");
     if ((unsigned)src->dtype >= SL_N_DTYPE || src->dtype == SL_I8)
@@ -78,7 +94,6 @@ enum sl_status sl_weight_check(const struct sl_weight_src *src, uint32_t n_src,
     if (src->k == 0 || src->k % block != 0)
         return sl_fail(err, SL_INVALID, "weight: %u inputs are no whole blocks of %u", src->k,
                        block);
-    *n = 0;
     for (uint32_t i = 0; i < n_src; i++) {
         if (src[i].dtype != src->dtype || src[i].k != src->k)
             return sl_fail(err, SL_INVALID,
@@ -86,10 +101,18 @@ enum sl_status sl_weight_check(const struct sl_weight_src *src, uint32_t n_src,
                            "with %u",
                            i, sl_dtype_row(src[i].dtype)->text, src[i].k,
                            sl_dtype_row(src->dtype)->text, src->k);
-        if (src[i].n == 0 || __builtin_add_overflow(*n, src[i].n, n) || *n > 1u << 30)
+        if (src[i].n == 0 || __builtin_add_overflow(n, src[i].n, &n) || n > 1u << 30)
             return sl_fail(err, SL_INVALID, "weight: source %u has %u rows", i, src[i].n);
     }
-    return check_slices(slices, src->k, block, err);
+    enum sl_status status = check_slices(slices, src->k, block, err);
+    if (status != SL_OK)
+        return status;
+    *out = (struct sl_weight){.dtype = src->dtype, .n = n, .k = src->k, .slices = *slices};
+    if (out->slices.total == 0) {
+        out->slices.first = 0;
+        out->slices.total = slices->n;
+    }
+    return SL_OK;
 }
 
 static size_t kv_half_bytes(const struct sl_kv_config *c)

@@ -121,9 +121,8 @@ struct attn_job {
     const struct sl_kv *kv;
     uint32_t layer;
     const struct sl_batch *batch;
+    const struct sl_attn *a;
     const float *q;
-    uint32_t q_stride, n_heads;
-    float scale;
     float *out;
     bool join_heads; /* there are threads enough for one task to take all KV heads */
 };
@@ -199,13 +198,13 @@ static void score_block(const struct attn_job *j, const struct attn_tile *t, uin
 {
     const struct attn_scratch *s = &t->s;
     uint32_t whole = (n + 15) & ~15u;
-    load_half(j, t, 0, t->kv_head + h, base + p0, n);
+    load_half(j, t, 0, j->a->kv_first + t->kv_head + h, base + p0, n);
     memset(s->kv + (size_t)n * t->dim, 0, (size_t)(whole - n) * t->dim * sizeof(float));
     for (uint32_t r = h * t->head_rows; r < (h + 1) * t->head_rows; r++) {
         uint32_t seen = visible(j, t, r, base);
         if (seen > p0)
             j->b->isa->scores(s->q + (size_t)r * t->dim, s->kv, t->dim,
-                              min_u32((seen - p0 + 15) & ~15u, whole), j->scale,
+                              min_u32((seen - p0 + 15) & ~15u, whole), j->a->scale,
                               s->p + (size_t)r * SL_ATTN_SEGMENT + p0);
     }
 }
@@ -214,7 +213,7 @@ static void weigh_block(const struct attn_job *j, const struct attn_tile *t, uin
                         uint32_t base, uint32_t p0, uint32_t n)
 {
     const struct attn_scratch *s = &t->s;
-    load_half(j, t, 1, t->kv_head + h, base + p0, n);
+    load_half(j, t, 1, j->a->kv_first + t->kv_head + h, base + p0, n);
     for (uint32_t r = h * t->head_rows; r < (h + 1) * t->head_rows; r++) {
         uint32_t seen = visible(j, t, r, base);
         if (seen > p0)
@@ -264,7 +263,7 @@ static void load_queries(const struct attn_job *j, const struct attn_tile *t)
 {
     uint32_t head_dim = j->kv->cfg.head_dim;
     for (uint32_t r = 0; r < t->n_rows; r++) {
-        const float *q = j->q + (size_t)tile_token(t, r) * j->q_stride;
+        const float *q = j->q + (size_t)tile_token(t, r) * j->a->q_stride;
         j->b->isa->kv_load(SL_F32, q + (size_t)tile_head(t, r) * head_dim, 1.0f, head_dim,
                            t->s.q + (size_t)r * t->dim);
     }
@@ -279,9 +278,9 @@ static void write_rows(const struct attn_job *j, const struct attn_tile *t)
 {
     uint32_t head_dim = j->kv->cfg.head_dim;
     for (uint32_t r = 0; r < t->n_rows; r++) {
-        size_t at = (size_t)tile_token(t, r) * j->n_heads + tile_head(t, r);
-        j->b->isa->finish(t->s.o + (size_t)r * t->dim, t->s.ml[2 * r + 1], head_dim,
-                          j->out + at * head_dim);
+        size_t at = (size_t)tile_token(t, r) * j->a->out_stride;
+        at += (size_t)tile_head(t, r) * head_dim;
+        j->b->isa->finish(t->s.o + (size_t)r * t->dim, t->s.ml[2 * r + 1], head_dim, j->out + at);
     }
 }
 
@@ -299,7 +298,7 @@ static void run_tile(const struct attn_job *j, const struct attn_tile *t)
 /* Query rows of one (sequence, KV head). */
 static uint32_t seq_rows(const struct attn_job *j, uint32_t seq)
 {
-    uint32_t group = j->n_heads / j->kv->cfg.n_kv_heads;
+    uint32_t group = j->a->n_heads / j->a->n_kv_heads;
     return (j->batch->q_start[seq + 1] - j->batch->q_start[seq]) * group;
 }
 
@@ -312,24 +311,24 @@ static uint32_t seq_segments(const struct attn_job *j, uint32_t seq)
 /* True when one tile takes the rows of all KV heads. */
 static bool one_tile(const struct attn_job *j, uint32_t seq)
 {
-    return j->join_heads && (size_t)seq_rows(j, seq) * j->kv->cfg.n_kv_heads <= TILE;
+    return j->join_heads && (size_t)seq_rows(j, seq) * j->a->n_kv_heads <= TILE;
 }
 
 static uint32_t seq_tiles(const struct attn_job *j, uint32_t seq)
 {
     if (one_tile(j, seq))
         return seq_rows(j, seq) > 0;
-    return (seq_rows(j, seq) + TILE - 1) / TILE * j->kv->cfg.n_kv_heads;
+    return (seq_rows(j, seq) + TILE - 1) / TILE * j->a->n_kv_heads;
 }
 
 static struct attn_tile tile_of(const struct attn_job *j, uint32_t seq, uint32_t index,
                                 uint32_t thread)
 {
-    uint32_t heads = j->kv->cfg.n_kv_heads;
+    uint32_t heads = j->a->n_kv_heads;
     struct attn_tile t = {.seq = seq,
                           .n_kv_heads = 1,
                           .first = j->batch->q_start[seq],
-                          .group = j->n_heads / heads,
+                          .group = j->a->n_heads / heads,
                           .dim = padded(j->kv->cfg.head_dim),
                           .s = scratch_of(j->b, thread, j->kv->cfg.head_dim)};
     if (one_tile(j, seq)) {
@@ -359,7 +358,7 @@ static void whole_task(void *ctx, uint32_t task, uint32_t thread)
 static float *partial_of(const struct attn_job *j, uint32_t seq, uint32_t tile, uint32_t segment)
 {
     size_t width = 2 + (size_t)padded(j->kv->cfg.head_dim), rows = 0;
-    uint32_t heads = j->kv->cfg.n_kv_heads;
+    uint32_t heads = j->a->n_kv_heads;
     for (uint32_t s = 0; s < seq; s++)
         rows += (size_t)seq_rows(j, s) * heads * seq_segments(j, s);
     if (one_tile(j, seq)) {
@@ -413,7 +412,7 @@ static bool splits(const struct attn_job *j, uint32_t n_tiles, uint32_t *n_tasks
     size_t floats = 0, width = 2 + (size_t)padded(j->kv->cfg.head_dim);
     *n_tasks = 0;
     for (uint32_t s = 0; s < j->batch->n_seq; s++) {
-        floats += (size_t)seq_rows(j, s) * j->kv->cfg.n_kv_heads * seq_segments(j, s) * width;
+        floats += (size_t)seq_rows(j, s) * j->a->n_kv_heads * seq_segments(j, s) * width;
         *n_tasks += seq_tiles(j, s) * seq_segments(j, s);
     }
     uint32_t n_threads = j->b->base.n_threads;
@@ -422,11 +421,11 @@ static bool splits(const struct attn_job *j, uint32_t n_tiles, uint32_t *n_tasks
 }
 
 void sl_cpu_attention(struct sl_backend *base, const struct sl_kv *kv, uint32_t layer,
-                      const struct sl_batch *batch, const float *q, uint32_t q_stride,
-                      uint32_t n_heads, float scale, float *out)
+                      const struct sl_batch *batch, const struct sl_attn *a, const float *q,
+                      float *out)
 {
     struct cpu_backend *b = cpu_of(base);
-    struct attn_job job = {b, kv, layer, batch, q, q_stride, n_heads, scale, out, false};
+    struct attn_job job = {b, kv, layer, batch, a, q, out, false};
     sl_fp_mode_set();
     base->n_op_calls++;
     uint32_t n_tiles = 0, n_tasks = 0;

@@ -104,7 +104,7 @@ struct embed_args {
 static void embed_rows(const void *ctx, uint32_t first, uint32_t end)
 {
     const struct embed_args *a = ctx;
-    size_t row_bytes = sl_dtype_bytes(a->table->dtype, a->table->k);
+    size_t row_bytes = sl_weight_src_row_bytes(a->table);
     for (uint32_t t = first; t < end; t++) {
         sl_assert(a->ids[t] < a->table->n);
         sl_dequantize_row(a->table->dtype, (const uint8_t *)a->table->data + a->ids[t] * row_bytes,
@@ -210,6 +210,32 @@ static void cpu_add(struct sl_backend *b, float *x, const float *y, size_t n)
     run_rows(cpu_of(b), (uint32_t)((n + ADD_PIECE - 1) / ADD_PIECE), ADD_PIECE, add_pieces, &args);
 }
 
+struct tree_args {
+    const struct sl_isa_ops *isa;
+    const struct sl_tree *tree;
+    const float *parts, *bias;
+    uint32_t n_tok, n;
+    bool accumulate;
+    float *y;
+    uint32_t y_stride;
+};
+
+static void tree_rows(const void *ctx, uint32_t first, uint32_t end)
+{
+    const struct tree_args *a = ctx;
+    for (uint32_t t = first; t < end; t++)
+        a->isa->tree_sum(a->tree, a->parts + (size_t)t * a->n, (size_t)a->n_tok * a->n, a->n,
+                         a->bias, a->accumulate, a->y + (size_t)t * a->y_stride);
+}
+
+static void cpu_tree_sum(struct sl_backend *b, const struct sl_tree *tree, const float *parts,
+                         uint32_t n_tok, uint32_t n, const float *bias, bool accumulate, float *y,
+                         uint32_t y_stride)
+{
+    struct tree_args args = {cpu_of(b)->isa, tree, parts, bias, n_tok, n, accumulate, y, y_stride};
+    run_rows(cpu_of(b), n_tok, (size_t)n * tree->n_parts, tree_rows, &args);
+}
+
 static void cpu_gather_rows(struct sl_backend *b, const float *x, const uint32_t *rows,
                             uint32_t n_rows, uint32_t dim, float *out)
 {
@@ -287,12 +313,15 @@ static const struct sl_backend_ops cpu_ops = {
     .alloc = cpu_alloc,
     .free = cpu_free,
     .weight_pack = sl_cpu_weight_pack,
+    .weight_bytes = sl_cpu_weight_bytes,
     .weight_free = sl_cpu_weight_free,
     .kv_open = sl_cpu_kv_open,
     .kv_close = sl_cpu_kv_close,
     .embed = cpu_embed,
     .rms_norm = cpu_rms_norm,
     .linear = sl_cpu_linear,
+    .linear_partial = sl_cpu_linear_partial,
+    .tree_sum = cpu_tree_sum,
     .rope = cpu_rope,
     .kv_write = sl_cpu_kv_write,
     .attention = sl_cpu_attention,

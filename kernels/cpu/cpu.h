@@ -48,10 +48,13 @@ void sl_slab_close(struct slab **list);
 enum sl_status sl_cpu_weight_pack(struct sl_backend *b, const struct sl_weight_src *src,
                                   uint32_t n_src, const struct sl_slices *slices,
                                   struct sl_weight *out, struct sl_err *err);
+size_t sl_cpu_weight_bytes(struct sl_backend *b, const struct sl_weight_src *src, uint32_t n_src);
 void sl_cpu_weight_free(struct sl_backend *b, struct sl_weight *w);
 void sl_cpu_linear(struct sl_backend *b, const struct sl_weight *w, const float *x,
                    uint32_t x_stride, uint32_t n_tok, const float *bias, bool accumulate, float *y,
                    uint32_t y_stride);
+void sl_cpu_linear_partial(struct sl_backend *b, const struct sl_weight *w, const float *x,
+                           uint32_t x_stride, uint32_t n_tok, float *out);
 
 /* pack.c: rows [16 or 8] of a group. `group` counts from 0; src rows are stacked. */
 size_t sl_pack_group_bytes(enum sl_dtype type, uint32_t k, uint32_t rows);
@@ -65,8 +68,8 @@ void sl_cpu_kv_close(struct sl_backend *b, struct sl_kv *kv);
 void sl_cpu_kv_write(struct sl_backend *b, struct sl_kv *kv, uint32_t layer,
                      const struct sl_batch *batch, const float *k, const float *v, uint32_t stride);
 void sl_cpu_attention(struct sl_backend *b, const struct sl_kv *kv, uint32_t layer,
-                      const struct sl_batch *batch, const float *q, uint32_t q_stride,
-                      uint32_t n_heads, float scale, float *out);
+                      const struct sl_batch *batch, const struct sl_attn *a, const float *q,
+                      float *out);
 
 /* selfcheck.c: true when `isa` gives scalar's bits on a small set of ops. */
 bool sl_isa_agrees(const struct sl_isa_ops *isa);

@@ -19,8 +19,8 @@ struct sl_tile {
     const uint8_t *w; /* first group */
     size_t group_bytes;
     uint32_t n_groups;
-    const struct sl_slices *slices;
-    uint32_t k;
+    const uint32_t *border; /* of the slices to add up: [n_slices + 1] */
+    uint32_t n_slices;
     uint32_t mt;
     const int8_t *q;
     const float *d;
@@ -80,6 +80,9 @@ struct sl_isa_ops {
     void (*rms_norm)(const float *x, const float *w, float eps, uint32_t dim, float *out);
     void (*silu_mul)(const float *gate, const float *up, uint32_t dim, float *out);
     void (*add)(float *x, const float *y, size_t n);
+    /* One row: y [n] = the parts [n], `plane` floats apart, added as `tree` tells (+ bias) (+ y). */
+    void (*tree_sum)(const struct sl_tree *tree, const float *parts, size_t plane, uint32_t n,
+                     const float *bias, bool accumulate, float *y);
     void (*rope)(enum sl_rope_kind kind, float *x, uint32_t n_rot, const float *c, const float *s);
     /* Largest of n values (NaN never wins), and the 16-lane sum of exp(x - max). */
     float (*max)(const float *x, size_t n);

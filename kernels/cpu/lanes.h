@@ -86,8 +86,8 @@ INLINE void f_groups(const struct sl_tile *t, uint32_t first, const uint32_t mt,
     const uint8_t *w = t->w + first * t->group_bytes;
     const uint32_t width = ng * mt * SL_FLOAT_ROWS;
     uint32_t top = 0;
-    for (uint32_t i = 0; i < t->slices->n; i++) {
-        f_slice(t, w, t->slices->border[i], t->slices->border[i + 1], stack + (size_t)top * width,
+    for (uint32_t i = 0; i < t->n_slices; i++) {
+        f_slice(t, w, t->border[i], t->border[i + 1], stack + (size_t)top * width,
                 mt, ng, type);
         top = tree_carry(stack, top + 1, i, width);
     }
@@ -155,8 +155,8 @@ INLINE void q_group(const struct sl_tile *t, uint32_t group, const uint32_t mt,
     const uint8_t *w = t->w + group * t->group_bytes;
     const uint32_t width = mt * Q_ROWS;
     uint32_t top = 0;
-    for (uint32_t i = 0; i < t->slices->n; i++) {
-        q_slice(t, w, t->slices->border[i] / SL_QBLOCK, t->slices->border[i + 1] / SL_QBLOCK,
+    for (uint32_t i = 0; i < t->n_slices; i++) {
+        q_slice(t, w, t->border[i] / SL_QBLOCK, t->border[i + 1] / SL_QBLOCK,
                 stack + (size_t)top * width, mt, type);
         top = tree_carry(stack, top + 1, i, width);
     }

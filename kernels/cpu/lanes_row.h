@@ -83,6 +83,35 @@ static void add(float *x, const float *y, size_t n)
         v_store_n(x + i, v_add(v_load_n(x + i, n - i), v_load_n(y + i, n - i)), n - i);
 }
 
+/* Columns [i, i + n) of tree_sum; n is 16 but for the last ones. */
+static inline struct v16 tree_lanes(const struct sl_tree *tree, const float *parts, size_t plane,
+                                    size_t n)
+{
+    struct v16 sum[SL_SLICES_MAX];
+    for (uint32_t p = 0; p < tree->n_parts; p++, parts += plane)
+        sum[p] = n == 16 ? v_load(parts) : v_load_n(parts, n);
+    for (uint32_t a = 0; a + 1 < tree->n_parts; a++)
+        sum[tree->add[a].to] = v_add(sum[tree->add[a].to], sum[tree->add[a].from]);
+    return sum[0];
+}
+
+static void tree_sum(const struct sl_tree *tree, const float *parts, size_t plane, uint32_t n,
+                     const float *bias, bool accumulate, float *y)
+{
+    for (uint32_t i = 0; i < n; i += 16) {
+        size_t left = n - i < 16 ? n - i : 16;
+        struct v16 v = tree_lanes(tree, parts + i, plane, left);
+        if (bias)
+            v = v_add(v, left == 16 ? v_load(bias + i) : v_load_n(bias + i, left));
+        if (accumulate)
+            v = v_add(v, left == 16 ? v_load(y + i) : v_load_n(y + i, left));
+        if (left == 16)
+            v_store(y + i, v);
+        else
+            v_store_n(y + i, v, left);
+    }
+}
+
 static void rope_neox(float *x, uint32_t half, const float *c, const float *s)
 {
     for (uint32_t i = 0; i < half; i += 16) {

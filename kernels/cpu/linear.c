@@ -15,6 +15,7 @@
 #define TASK_ROWS       64                /* activation rows of a task: their quants stay in L2 */
 #define TASK_MACS       ((size_t)1 << 19) /* of a task, about: some microseconds */
 #define TASK_WEIGHTS    32768             /* bytes of weights of a decode task, about */
+#define PART_GROUPS     4                 /* as many as the float kernel takes at once */
 #define PACK_TASK_BYTES ((size_t)1 << 18)
 
 enum sl_status sl_scratch_reserve(struct scratch *s, size_t bytes, struct sl_err *err)
@@ -77,20 +78,19 @@ enum sl_status sl_cpu_weight_pack(struct sl_backend *base, const struct sl_weigh
                                   struct sl_weight *out, struct sl_err *err)
 {
     struct cpu_backend *b = cpu_of(base);
-    uint32_t n = 0;
-    enum sl_status status = sl_weight_check(src, n_src, slices, &n, err);
+    struct sl_weight w;
+    enum sl_status status = sl_weight_check(src, n_src, slices, &w, err);
     if (status != SL_OK)
         return status;
     uint32_t rows = group_rows(b, src->dtype);
     struct pack_job job = {.src = src,
                            .n_src = n_src,
                            .rows = rows,
-                           .n_groups = (n + rows - 1) / rows,
+                           .n_groups = (w.n + rows - 1) / rows,
                            .flip = b->isa->q8_flip,
                            .group_bytes = sl_pack_group_bytes(src->dtype, src->k, rows)};
-    struct sl_weight w = {.dtype = src->dtype, .n = n, .k = src->k, .slices = *slices};
     if (!sl_size_mul(job.group_bytes, job.n_groups, &w.bytes))
-        return sl_fail(err, SL_NO_MEMORY, "weight: %u rows of %u overflow", n, src->k);
+        return sl_fail(err, SL_NO_MEMORY, "weight: %u rows of %u overflow", w.n, src->k);
     if (is_quantised(src->dtype)) {
         status = sl_scratch_reserve(&b->act, chunk_rows(b, src->k) * act_row_bytes(src->k), err);
         if (status != SL_OK)
@@ -105,6 +105,15 @@ enum sl_status sl_cpu_weight_pack(struct sl_backend *base, const struct sl_weigh
     sl_team_run(b->team, (job.n_groups + job.task_groups - 1) / job.task_groups, pack_task, &job);
     *out = w;
     return SL_OK;
+}
+
+size_t sl_cpu_weight_bytes(struct sl_backend *b, const struct sl_weight_src *src, uint32_t n_src)
+{
+    uint32_t rows = group_rows(cpu_of(b), src->dtype);
+    size_t n = 0;
+    for (uint32_t i = 0; i < n_src; i++)
+        n += src[i].n;
+    return (n + rows - 1) / rows * sl_pack_group_bytes(src->dtype, src->k, rows);
 }
 
 void sl_cpu_weight_free(struct sl_backend *b, struct sl_weight *w)
@@ -124,6 +133,9 @@ struct linear_job {
     bool accumulate;
     float *y;
     size_t y_stride;
+    const struct sl_tree_node *parts; /* subtrees to add up, relative to w's slices */
+    uint32_t n_parts;
+    size_t plane;            /* from one part of y to the next, in floats */
     uint32_t rows, n_groups; /* of a group; groups in all */
     size_t group_bytes;
     uint32_t task_groups, task_rows, n_group_tasks;
@@ -177,6 +189,17 @@ static void quantize_task(void *ctx, uint32_t task, uint32_t thread)
         quantize_row(j, row);
 }
 
+/* One tile of activation rows times groups [g0, g1), one subtree. */
+static void run_part(const struct linear_job *j, struct sl_tile *t, const struct sl_tree_node *p)
+{
+    t->border = j->w->slices.border + p->first;
+    t->n_slices = p->n;
+    if (is_quantised(j->w->dtype))
+        j->b->isa->linear_q(t, j->w->dtype);
+    else
+        j->b->isa->linear_f(t, j->w->dtype);
+}
+
 /* One tile of activation rows times groups [g0, g1). */
 static void run_tile(const struct linear_job *j, uint32_t row, uint32_t g0, uint32_t g1)
 {
@@ -185,8 +208,6 @@ static void run_tile(const struct linear_job *j, uint32_t row, uint32_t g0, uint
     struct sl_tile t = {.w = (const uint8_t *)w->data + g0 * j->group_bytes,
                         .group_bytes = j->group_bytes,
                         .n_groups = g1 - g0,
-                        .slices = &w->slices,
-                        .k = w->k,
                         .mt = min_u32(j->b->isa->tile_rows, j->n_rows - row),
                         .x = j->x + row * j->x_stride,
                         .x_stride = j->x_stride,
@@ -195,17 +216,16 @@ static void run_tile(const struct linear_job *j, uint32_t row, uint32_t g0, uint
                         .n = min_u32(g1 * j->rows, w->n) - column,
                         .bias = j->bias ? j->bias + column : NULL,
                         .accumulate = j->accumulate};
-    if (!is_quantised(w->dtype)) {
-        j->b->isa->linear_f(&t, w->dtype);
-        return;
+    if (is_quantised(w->dtype)) {
+        struct act_view v = act_view(j);
+        size_t at = (size_t)row * (w->k / SL_QBLOCK);
+        t.q = v.q + (size_t)row * w->k;
+        t.d = v.d + at;
+        t.s = v.s + at;
+        t.corr = v.corr + at;
     }
-    struct act_view v = act_view(j);
-    size_t at = (size_t)row * (w->k / SL_QBLOCK);
-    t.q = v.q + (size_t)row * w->k;
-    t.d = v.d + at;
-    t.s = v.s + at;
-    t.corr = v.corr + at;
-    j->b->isa->linear_q(&t, w->dtype);
+    for (uint32_t p = 0; p < j->n_parts; p++, t.y += j->plane)
+        run_part(j, &t, &j->parts[p]);
 }
 
 /* Few rows: each weight is read once. Many: one group stays in L1 while the rows pass by. */
@@ -217,8 +237,13 @@ static void linear_task(void *ctx, uint32_t task, uint32_t thread)
     uint32_t g1 = min_u32(g0 + j->task_groups, j->n_groups);
     uint32_t row0 = task / j->n_group_tasks * j->task_rows;
     uint32_t row1 = min_u32(row0 + j->task_rows, j->n_rows), step = j->b->isa->tile_rows;
-    if (row1 - row0 <= step) {
+    if (row1 - row0 <= step && j->n_parts == 1) {
         run_tile(j, row0, g0, g1);
+        return;
+    }
+    if (row1 - row0 <= step) { /* a group's parts lie behind each other */
+        for (uint32_t g = g0; g < g1; g += PART_GROUPS)
+            run_tile(j, row0, g, min_u32(g + PART_GROUPS, g1));
         return;
     }
     for (uint32_t g = g0; g < g1; g++)
@@ -253,27 +278,54 @@ static void run_chunk(struct linear_job *j)
     sl_team_run(j->b->team, plan_tasks(j), linear_task, j);
 }
 
+/* Fills in what follows from the weight, and goes through the rows. */
+static void run_rows(struct linear_job *j, const float *x, uint32_t n_tok, float *y)
+{
+    const struct sl_weight *w = j->w;
+    sl_fp_mode_set();
+    j->b->base.n_op_calls++;
+    j->rows = group_rows(j->b, w->dtype);
+    j->n_groups = (w->n + j->rows - 1) / j->rows;
+    j->group_bytes = sl_pack_group_bytes(w->dtype, w->k, j->rows);
+    uint32_t step = chunk_rows(j->b, w->k);
+    for (uint32_t row = 0; row < n_tok; row += step) {
+        j->n_rows = min_u32(step, n_tok - row);
+        j->x = x + (size_t)row * j->x_stride;
+        j->y = y + (size_t)row * j->y_stride;
+        run_chunk(j);
+    }
+}
+
 void sl_cpu_linear(struct sl_backend *base, const struct sl_weight *w, const float *x,
                    uint32_t x_stride, uint32_t n_tok, const float *bias, bool accumulate, float *y,
                    uint32_t y_stride)
 {
-    struct cpu_backend *b = cpu_of(base);
-    struct linear_job job = {.b = b,
+    sl_assert(w->slices.n == w->slices.total);
+    const struct sl_tree_node all = {0, w->slices.n};
+    struct linear_job job = {.b = cpu_of(base),
                              .w = w,
                              .x_stride = x_stride,
                              .bias = bias,
                              .accumulate = accumulate,
                              .y_stride = y_stride,
-                             .rows = group_rows(b, w->dtype)};
-    sl_fp_mode_set();
-    base->n_op_calls++;
-    job.n_groups = (w->n + job.rows - 1) / job.rows;
-    job.group_bytes = sl_pack_group_bytes(w->dtype, w->k, job.rows);
-    uint32_t step = chunk_rows(b, w->k);
-    for (uint32_t row = 0; row < n_tok; row += step) {
-        job.n_rows = min_u32(step, n_tok - row);
-        job.x = x + (size_t)row * x_stride;
-        job.y = y + (size_t)row * y_stride;
-        run_chunk(&job);
-    }
+                             .parts = &all,
+                             .n_parts = 1};
+    run_rows(&job, x, n_tok, y);
+}
+
+void sl_cpu_linear_partial(struct sl_backend *base, const struct sl_weight *w, const float *x,
+                           uint32_t x_stride, uint32_t n_tok, float *out)
+{
+    const struct sl_slices *s = &w->slices;
+    struct sl_tree_node parts[SL_SLICES_MAX];
+    struct linear_job job = {.b = cpu_of(base),
+                             .w = w,
+                             .x_stride = x_stride,
+                             .y_stride = w->n,
+                             .parts = parts,
+                             .n_parts = sl_tree_cut(s->first, s->n, s->total, parts),
+                             .plane = (size_t)n_tok * w->n};
+    for (uint32_t p = 0; p < job.n_parts; p++)
+        parts[p].first -= s->first;
+    run_rows(&job, x, n_tok, out);
 }

@@ -22,7 +22,7 @@ static const uint8_t *row_of(const struct sl_weight_src *src, uint32_t n_src, ui
 {
     for (uint32_t i = 0; i < n_src; i++) {
         if (row < src[i].n)
-            return (const uint8_t *)src[i].data + row * sl_dtype_bytes(src[i].dtype, src[i].k);
+            return (const uint8_t *)src[i].data + row * sl_weight_src_row_bytes(&src[i]);
         row -= src[i].n;
     }
     return NULL;

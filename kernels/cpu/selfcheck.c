@@ -37,15 +37,15 @@ struct check {
 
 static void linear_of(const struct sl_isa_ops *isa, struct check *c, enum sl_dtype type, float *y)
 {
-    const struct sl_slices slices = {.n = 3, .border = {0, 64, 96, K}};
+    static const uint32_t border[] = {0, 64, 96, K};
     bool quantised = sl_dtype_row(type)->block_elems > 1;
     uint32_t rows = quantised ? isa->q_rows : SL_FLOAT_ROWS;
-    struct sl_weight_src src = {type, N, K, c->raw};
+    struct sl_weight_src src = {.dtype = type, .n = N, .k = K, .data = c->raw};
     struct sl_tile t = {.w = c->packed,
                         .group_bytes = sl_pack_group_bytes(type, K, rows),
                         .n_groups = (N + rows - 1) / rows,
-                        .slices = &slices,
-                        .k = K,
+                        .border = border,
+                        .n_slices = 3,
                         .q = c->q,
                         .d = c->d,
                         .s = c->s,
@@ -91,12 +91,14 @@ static bool linear_agrees(const struct sl_isa_ops *isa, struct check *c)
 static void rows_of(const struct sl_isa_ops *isa, const struct check *c, float *out)
 {
     static const enum sl_dtype kv[] = {SL_F32, SL_F16, SL_BF16, SL_I8};
+    static const struct sl_tree tree = {4, {{0, 1}, {2, 3}, {0, 2}}};
     float page[K], scale = 0.0f, o2[64], ml[2] = {0.5f, 3.0f}, ml2[2] = {1.25f, 2.0f};
     memset(out, 0, 8 * K * sizeof *out);
     isa->rms_norm(c->x, c->w, 1e-5f, K - 3, out);
     isa->silu_mul(c->x, c->w, K - 5, out + K);
     memcpy(out + 2 * K, c->x, K * sizeof *out);
     isa->add(out + 2 * K, c->w, K - 1);
+    isa->tree_sum(&tree, c->x, K, K - 1, c->w, true, out + 2 * K);
     isa->rope(SL_ROPE_NEOX, out + 2 * K, 72, c->x + K, c->w + K);
     isa->rope(SL_ROPE_INTERLEAVED, out + 2 * K + 72, 64, c->x + K, c->w + K);
     for (uint32_t i = 0; i < 4; i++) {

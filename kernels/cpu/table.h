@@ -14,6 +14,7 @@ const struct sl_isa_ops TABLE_NAME = {
     .rms_norm = rms_norm,
     .silu_mul = silu_mul,
     .add = add,
+    .tree_sum = tree_sum,
     .rope = rope,
     .max = max_of,
     .exp_sum = exp_sum,

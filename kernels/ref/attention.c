@@ -120,20 +120,20 @@ static void attend(const struct ref_row *r, const float *q, float scale, uint32_
 }
 
 void sl_ref_attention(struct sl_backend *b, const struct sl_kv *kv, uint32_t layer,
-                      const struct sl_batch *batch, const float *q, uint32_t q_stride,
-                      uint32_t n_heads, float scale, float *out)
+                      const struct sl_batch *batch, const struct sl_attn *a, const float *q,
+                      float *out)
 {
-    uint32_t dim = kv->cfg.head_dim, group = n_heads / kv->cfg.n_kv_heads;
+    uint32_t dim = kv->cfg.head_dim, group = a->n_heads / a->n_kv_heads;
     b->n_op_calls++;
     for (uint32_t s = 0; s < batch->n_seq; s++) {
         for (uint32_t t = batch->q_start[s]; t < batch->q_start[s + 1]; t++) {
             uint32_t n_pos = batch->pos[t] + 1;
             double *score = malloc(n_pos * sizeof *score);
             sl_assert(score);
-            for (uint32_t h = 0; h < n_heads; h++) {
-                struct ref_row row = {kv, batch, layer, s, h / group};
-                attend(&row, q + (size_t)t * q_stride + (size_t)h * dim, scale, n_pos, score,
-                       out + ((size_t)t * n_heads + h) * dim);
+            for (uint32_t h = 0; h < a->n_heads; h++) {
+                struct ref_row row = {kv, batch, layer, s, a->kv_first + h / group};
+                attend(&row, q + (size_t)t * a->q_stride + (size_t)h * dim, a->scale, n_pos, score,
+                       out + (size_t)t * a->out_stride + (size_t)h * dim);
             }
             free(score);
         }

@@ -36,24 +36,33 @@ static enum sl_status ref_weight_pack(struct sl_backend *b, const struct sl_weig
                                       struct sl_weight *out, struct sl_err *err)
 {
     (void)b;
-    uint32_t n = 0;
-    enum sl_status status = sl_weight_check(src, n_src, slices, &n, err);
+    struct sl_weight w;
+    enum sl_status status = sl_weight_check(src, n_src, slices, &w, err);
     if (status != SL_OK)
         return status;
-    struct sl_weight w = {.dtype = src->dtype, .n = n, .k = src->k, .slices = *slices};
     size_t row_bytes = sl_dtype_bytes(src->dtype, src->k), at = 0;
-    if (!sl_size_mul(row_bytes, n, &w.bytes))
-        return sl_fail(err, SL_NO_MEMORY, "weight: %u rows of %u overflow", n, src->k);
+    if (!sl_size_mul(row_bytes, w.n, &w.bytes))
+        return sl_fail(err, SL_NO_MEMORY, "weight: %u rows of %u overflow", w.n, src->k);
     uint8_t *data = sl_pages_alloc(w.bytes);
     if (!data)
         return sl_fail(err, SL_NO_MEMORY, "weight: %zu bytes refused", w.bytes);
-    for (uint32_t i = 0; i < n_src; i++) {
-        memcpy(data + at, src[i].data, row_bytes * src[i].n);
-        at += row_bytes * src[i].n;
-    }
+    for (uint32_t i = 0; i < n_src; i++)
+        for (uint32_t r = 0; r < src[i].n; r++, at += row_bytes)
+            memcpy(data + at, (const uint8_t *)src[i].data + r * sl_weight_src_row_bytes(&src[i]),
+                   row_bytes);
     w.data = data;
     *out = w;
     return SL_OK;
+}
+
+static size_t ref_weight_bytes(struct sl_backend *b, const struct sl_weight_src *src,
+                               uint32_t n_src)
+{
+    (void)b;
+    size_t bytes = 0;
+    for (uint32_t i = 0; i < n_src; i++)
+        bytes += sl_dtype_bytes(src[i].dtype, src[i].k) * src[i].n;
+    return bytes;
 }
 
 static void ref_weight_free(struct sl_backend *b, struct sl_weight *w)
@@ -67,7 +76,7 @@ static void ref_weight_free(struct sl_backend *b, struct sl_weight *w)
 static void ref_embed(struct sl_backend *b, const struct sl_weight_src *table, const uint32_t *ids,
                       uint32_t n_tok, float *out)
 {
-    size_t row_bytes = sl_dtype_bytes(table->dtype, table->k);
+    size_t row_bytes = sl_weight_src_row_bytes(table);
     b->n_op_calls++;
     for (uint32_t t = 0; t < n_tok; t++) {
         sl_assert(ids[t] < table->n);
@@ -116,6 +125,43 @@ static void ref_linear(struct sl_backend *b, const struct sl_weight *w, const fl
         }
     }
     free(row);
+}
+
+static void ref_linear_partial(struct sl_backend *b, const struct sl_weight *w, const float *x,
+                               uint32_t x_stride, uint32_t n_tok, float *out)
+{
+    const struct sl_slices *s = &w->slices;
+    size_t row_bytes = sl_dtype_bytes(w->dtype, w->k);
+    struct sl_tree_node nodes[SL_SLICES_MAX];
+    uint32_t n_parts = sl_tree_cut(s->first, s->n, s->total, nodes);
+    b->n_op_calls++;
+    float *row = malloc(w->k * sizeof *row);
+    sl_assert(row);
+    for (uint32_t n = 0; n < w->n; n++) {
+        sl_dequantize_row(w->dtype, (const uint8_t *)w->data + n * row_bytes, row, w->k);
+        for (uint32_t i = 0; i < n_parts * n_tok; i++) {
+            const struct sl_tree_node *p = &nodes[i / n_tok];
+            uint32_t k0 = s->border[p->first - s->first];
+            uint32_t k1 = s->border[p->first + p->n - s->first];
+            const float *xt = x + (size_t)(i % n_tok) * x_stride;
+            out[(size_t)i * w->n + n] = (float)dot(xt + k0, row + k0, k1 - k0);
+        }
+    }
+    free(row);
+}
+
+static void ref_tree_sum(struct sl_backend *b, const struct sl_tree *tree, const float *parts,
+                         uint32_t n_tok, uint32_t n, const float *bias, bool accumulate, float *y,
+                         uint32_t y_stride)
+{
+    b->n_op_calls++;
+    for (size_t i = 0; i < (size_t)n_tok * n; i++) {
+        float *out = y + i / n * y_stride + i % n;
+        double sum = bias ? (double)bias[i % n] : 0.0;
+        for (uint32_t p = 0; p < tree->n_parts; p++)
+            sum += (double)parts[(size_t)p * n_tok * n + i];
+        *out = (float)(sum + (accumulate ? (double)*out : 0.0));
+    }
 }
 
 static void ref_rope(struct sl_backend *b, const struct sl_rope *rope, float *x, uint32_t stride,
@@ -198,12 +244,15 @@ static const struct sl_backend_ops ref_ops = {
     .alloc = ref_alloc,
     .free = ref_free,
     .weight_pack = ref_weight_pack,
+    .weight_bytes = ref_weight_bytes,
     .weight_free = ref_weight_free,
     .kv_open = sl_ref_kv_open,
     .kv_close = sl_ref_kv_close,
     .embed = ref_embed,
     .rms_norm = ref_rms_norm,
     .linear = ref_linear,
+    .linear_partial = ref_linear_partial,
+    .tree_sum = ref_tree_sum,
     .rope = ref_rope,
     .kv_write = sl_ref_kv_write,
     .attention = sl_ref_attention,

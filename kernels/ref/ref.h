@@ -10,7 +10,7 @@ void sl_ref_kv_close(struct sl_backend *b, struct sl_kv *kv);
 void sl_ref_kv_write(struct sl_backend *b, struct sl_kv *kv, uint32_t layer,
                      const struct sl_batch *batch, const float *k, const float *v, uint32_t stride);
 void sl_ref_attention(struct sl_backend *b, const struct sl_kv *kv, uint32_t layer,
-                      const struct sl_batch *batch, const float *q, uint32_t q_stride,
-                      uint32_t n_heads, float scale, float *out);
+                      const struct sl_batch *batch, const struct sl_attn *a, const float *q,
+                      float *out);
 
 #endif

@@ -68,7 +68,7 @@ static enum sl_status open_kv(struct sl_engine *e, const struct sl_engine_config
                               const struct sl_model_config *m, struct sl_err *err)
 {
     struct sl_engine_info *i = &e->info;
-    uint64_t page_bytes = sl_model_kv_token_bytes(m, cfg->kv_dtype) * i->page_size;
+    uint64_t page_bytes = sl_model_kv_token_bytes(m, NULL, cfg->kv_dtype) * i->page_size;
     uint64_t seq_pages = (i->max_len + i->page_size - 1) / i->page_size;
     uint64_t pages = seq_pages * i->max_seqs;
     uint64_t room = cfg->kv_bytes ? cfg->kv_bytes : physical_bytes() / KV_MEMORY_SHARE;
@@ -83,7 +83,7 @@ static enum sl_status open_kv(struct sl_engine *e, const struct sl_engine_config
     i->n_pages = (uint32_t)pages;
     if (pages * i->page_size < i->max_len)
         i->max_len = (uint32_t)pages * i->page_size; /* no sequence can be longer than the pool */
-    struct sl_kv_config kv = sl_model_kv_config(m, i->page_size, i->n_pages, cfg->kv_dtype);
+    struct sl_kv_config kv = sl_model_kv_config(m, NULL, i->page_size, i->n_pages, cfg->kv_dtype);
     enum sl_status status = e->backend->ops->kv_open(e->backend, &kv, &e->kv, err);
     i->kv_bytes = e->kv.bytes;
     return status;
@@ -174,8 +174,12 @@ static enum sl_status open_parts(struct sl_engine *e, const struct sl_engine_con
         return status;
     if ((status = open_kv(e, cfg, &m, err)) || (status = open_sched(e, cfg, err)))
         return status;
-    status = sl_model_open(cfg->gguf, e->backend, e->info.max_batch_tokens, e->info.max_len,
-                           e->info.max_seqs, cfg->progress, cfg->progress_ctx, &e->model, err);
+    struct sl_model_options options = {.max_batch_tokens = e->info.max_batch_tokens,
+                                       .max_positions = e->info.max_len,
+                                       .max_logit_rows = e->info.max_seqs,
+                                       .progress = cfg->progress,
+                                       .ctx = cfg->progress_ctx};
+    status = sl_model_open(cfg->gguf, e->backend, &options, &e->model, err);
     if (status)
         return status;
     e->info.weight_bytes = sl_model_weight_bytes(e->model);

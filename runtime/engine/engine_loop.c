@@ -138,9 +138,13 @@ static enum sl_status compute(struct sl_engine *e, const struct sl_plan *plan)
                              .pos = plan->pos,
                              .page_start = plan->page_start,
                              .pages = plan->pages};
+    struct sl_model_step step = {.batch = &batch,
+                                 .tokens = plan->tokens,
+                                 .logit_rows = plan->logit_row,
+                                 .n_logit_rows = plan->n_logits,
+                                 .logits = e->logits};
     struct sl_err err;
-    enum sl_status status = sl_model_forward(e->model, &e->kv, &batch, plan->tokens,
-                                             plan->logit_row, plan->n_logits, e->logits, &err);
+    enum sl_status status = sl_model_forward(e->model, &e->kv, &step, NULL, &err);
     if (status) {
         sl_log(SL_LOG_ERROR, "step %llu failed: %s", (unsigned long long)plan->step, err.msg);
         return status;

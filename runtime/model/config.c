@@ -252,21 +252,3 @@ enum sl_status sl_model_read_config(const struct sl_gguf *g, struct sl_model_con
     *out = c;
     return SL_OK;
 }
-
-struct sl_kv_config sl_model_kv_config(const struct sl_model_config *c, uint32_t page_size,
-                                       uint32_t n_pages, enum sl_dtype dtype)
-{
-    return (struct sl_kv_config){.n_layers = c->n_layers,
-                                 .n_kv_heads = c->n_kv_heads,
-                                 .head_dim = c->head_dim,
-                                 .page_size = page_size,
-                                 .n_pages = n_pages,
-                                 .dtype = dtype};
-}
-
-uint64_t sl_model_kv_token_bytes(const struct sl_model_config *c, enum sl_dtype dtype)
-{
-    /* int8 rows carry one float32 scale each. */
-    uint64_t row = sl_dtype_bytes(dtype, c->head_dim) + (dtype == SL_I8 ? 4 : 0);
-    return 2 * row * c->n_kv_heads * c->n_layers;
-}

@@ -135,7 +135,7 @@ static void json_config(struct sl_buf *out, const struct sl_model_config *c)
 static void json_memory(struct sl_buf *out, const struct sl_gguf *g,
                         const struct sl_model_config *c)
 {
-    uint64_t kv = sl_model_kv_token_bytes(c, SL_F16);
+    uint64_t kv = sl_model_kv_token_bytes(c, NULL, SL_F16);
     sl_buf_printf(out,
                   "{\"weight_bytes\": %" PRIu64 ", \"kv_dtype\": \"f16\", \"kv_bytes_per_token\": "
                   "%" PRIu64 ", \"kv_bytes_full_context\": %" PRIu64 "}",
@@ -201,7 +201,7 @@ static void describe_json(const struct sl_gguf *g, const char *path,
 static void text_config(struct sl_buf *out, const struct sl_gguf *g,
                         const struct sl_model_config *c)
 {
-    uint64_t kv = sl_model_kv_token_bytes(c, SL_F16);
+    uint64_t kv = sl_model_kv_token_bytes(c, NULL, SL_F16);
     sl_buf_printf(out, "decoder     %s, %.1f M parameters, %u layers, width %u, ffn %u\n", c->arch,
                   (double)c->n_params / 1e6, c->n_layers, c->dim, c->ffn_dim);
     sl_buf_printf(out, "attention   %u heads of %u, %u for keys and values\n", c->n_heads,

@@ -1,4 +1,4 @@
-/* What the model's files share: the family table, the tensor map and the opened model. */
+/* What the model's files share: the family table, the tensor map, the opened model or shard. */
 #ifndef SLUICE_MODEL_PRIV_H
 #define SLUICE_MODEL_PRIV_H
 
@@ -63,11 +63,34 @@ struct slab {
     size_t n, used;
 };
 
+/* One call of the attention op: n_heads query heads from `head` on, counted in the shard, as are
+ * the KV heads they read. */
+struct attn_call {
+    uint32_t head, n_heads, kv_first, n_kv_heads;
+};
+
+/* How the ranks' partial sums of one linear come together; the same in every layer. */
+struct group_sum {
+    struct sl_tree tree;
+    uint32_t n_parts[SL_SLICES_MAX]; /* of each rank */
+    uint32_t first_part;             /* number of my first one */
+    bool scatters;                   /* all to all moves fewer bytes */
+};
+
 struct sl_model {
     struct sl_model_config cfg;
     struct sl_backend *b;
+    struct sl_shard shard;
+    struct sl_shard_part part;
+    bool has_head; /* the last stage */
+    bool loose_sums;
+    uint32_t micro_batches, micro_rows_min, all_to_all_rows;
+    struct attn_call attn_calls[3];
+    uint32_t n_attn_calls;
+    struct group_sum o_sum, down_sum;
+
     struct sl_weight_src embed;
-    struct layer *layers;
+    struct layer *layers; /* [part.layers.n] */
     const float *out_norm;
     struct group head;
     struct sl_rope rope;
@@ -78,11 +101,55 @@ struct sl_model {
     float *x;            /* [max_batch_tokens, dim], the residual stream */
     float *x_rows;       /* [max_logit_rows, dim], of the rows that go on to logits */
     float *h;            /* [rows, dim], normalised; rows = the larger of both maxima */
-    float *qkv;          /* [rows, (n_heads + 2 n_kv_heads) * head_dim] */
-    float *attn;         /* [max_batch_tokens, n_heads * head_dim] */
-    float *gate_up;      /* [rows, 2 * ffn_dim] */
-    float *act;          /* [rows, ffn_dim] */
+    float *qkv;          /* [rows, (heads + 2 kv_heads) * head_dim] of the shard */
+    float *attn;         /* [max_batch_tokens, heads * head_dim] */
+    float *gate_up;      /* [rows, 2 * ffn] */
+    float *act;          /* [rows, ffn] */
+    float *parts;        /* partial sums: mine, and everybody's */
+    float *logits;       /* [max_logit_rows, vocab], of the shard, on its way to rank 0 */
+    float *all_logits;   /* [max_logit_rows, n_vocab], as gathered */
+    float *out_logits;   /* the same in order, on its way to stage 0 */
+    uint32_t *q_start;   /* [max_batch_tokens + 1], of one micro-batch */
 };
+
+/* --- shard.c --- */
+
+/* The slices of the whole model's sliced linears. */
+struct sl_slices o_slices(const struct sl_model_config *c);
+struct sl_slices down_slices(const struct sl_model_config *c);
+/* Fills in what follows from the place in the group. cfg and loose_sums are set; `s` was checked.
+ */
+void shard_place(struct sl_model *m, const struct sl_shard *s);
+struct sl_slices shard_o_slices(const struct sl_model *m);
+struct sl_slices shard_down_slices(const struct sl_model *m);
+/* Rows of the head at rank `tp_rank` of the last stage. */
+struct sl_run shard_vocab(const struct sl_model *m, uint32_t tp_rank);
+
+/* --- weights.c --- */
+
+/* Progress of one opening. */
+struct opening {
+    const struct sl_gguf *g;
+    struct tensor_map map;
+    sl_model_progress *progress;
+    void *ctx;
+    uint64_t done_bytes, total_bytes;
+};
+/* Floats of norms and biases. */
+size_t weights_vector_floats(const struct sl_model *m);
+/* Bytes that weights_pack will take; *file_bytes of the file it will read. */
+uint64_t weights_bytes(const struct sl_model *m, const struct tensor_map *map,
+                       uint64_t *file_bytes);
+/* Packs the shard; m->vectors is there. */
+enum sl_status weights_pack(struct sl_model *m, struct opening *o, struct sl_err *err);
+void weights_close(struct sl_model *m);
+
+float *slab_take(struct slab *s, size_t n);
+/* A run of floats begins on a cache line. */
+static inline size_t padded(uint64_t n)
+{
+    return (size_t)((n + 15) / 16 * 16);
+}
 
 /* A string from the file, fit for a message: clipped, nothing but printable ASCII. */
 struct shown {

@@ -1,37 +1,14 @@
-/* Opening a decoder: plans memory, packs the weights into the backend's layout, frees the pages of
- * the file that were packed.
- *
- * Sliced linears are those a tensor-parallel group would cut by rows of K: the attention output on
- * head borders, the down projection on blocks of 32. The slices are fixed here, at any degree. */
+/* Opening a decoder or a rank's shard of it: plans memory, packs the weights into the backend's
+ * layout; and the same plan without opening. */
 #include "model_priv.h"
 
 #include <inttypes.h>
 #include <stdlib.h>
 
-#define BLOCK_ELEMS   32u
-#define POSITIONS_MAX (1u << 24)
-#define SCRATCH_ALIGN 16u /* floats: every run begins on a cache line */
-
-struct opening {
-    const struct sl_gguf *g;
-    struct tensor_map map;
-    sl_model_progress *progress;
-    void *ctx;
-    uint64_t done_bytes, total_bytes;
-};
-
-static float *slab_take(struct slab *s, size_t n)
-{
-    sl_assert(n <= s->n - s->used); /* planned with the same sizes */
-    float *p = s->data + s->used;
-    s->used += n;
-    return p;
-}
-
-static size_t padded(uint64_t n)
-{
-    return (size_t)((n + SCRATCH_ALIGN - 1) / SCRATCH_ALIGN * SCRATCH_ALIGN);
-}
+#define POSITIONS_MAX        (1u << 24)
+#define MICRO_ROWS_MIN       16u
+#define ALL_TO_ALL_ROWS      32u /* and of each rank: */
+#define ALL_TO_ALL_ROWS_EACH 8u
 
 static enum sl_status slab_open(struct sl_backend *b, struct slab *s, size_t n, struct sl_err *err)
 {
@@ -51,184 +28,78 @@ static void slab_close(struct sl_backend *b, struct slab *s)
         b->ops->free(b, s->data, s->n * sizeof(float));
 }
 
-/* Norms and biases become float32 in memory of the backend. */
-static const float *load_vector(struct sl_model *m, const struct sl_gguf_tensor *t)
+/* Floats for partial sums of one linear: mine and everybody's, however they are exchanged. */
+static uint64_t parts_floats(const struct sl_model *m, const struct group_sum *s, uint64_t rows)
 {
-    enum sl_dtype dtype = SL_F32;
-    bool known = sl_model_dtype(t->ggml_type, &dtype);
-    sl_assert(known);
-    float *p = slab_take(&m->vectors, padded(t->n_elems));
-    sl_dequantize_row(dtype, t->data, p, (size_t)t->n_elems);
-    return p;
-}
-
-static struct sl_weight_src src_of(const struct sl_gguf_tensor *t)
-{
-    struct sl_weight_src s = {
-        .n = (uint32_t)t->dims[1], .k = (uint32_t)t->dims[0], .data = t->data};
-    bool known = sl_model_dtype(t->ggml_type, &s.dtype);
-    sl_assert(known);
-    return s;
-}
-
-static void note_packed(struct opening *o, const struct sl_gguf_tensor *const *t, uint32_t n)
-{
-    for (uint32_t i = 0; i < n; i++) {
-        sl_gguf_release(o->g, t[i]->data, (size_t)t[i]->n_bytes);
-        o->done_bytes += t[i]->n_bytes;
+    uint64_t tp = m->shard.tp, gathered = rows, scattered = 0;
+    if (tp == 1)
+        return 0;
+    if (s->scatters && rows >= m->all_to_all_rows) {
+        gathered = m->all_to_all_rows;
+        scattered = s->n_parts[m->shard.tp_rank] * rows + s->tree.n_parts * ((rows + tp - 1) / tp);
     }
-    if (o->progress)
-        o->progress(o->ctx, o->done_bytes, o->total_bytes);
+    gathered *= s->tree.n_parts;
+    return (gathered > scattered ? gathered : scattered) * m->cfg.dim;
 }
 
-/* One bias over stacked rows; zeros where a part has none. NULL when no part has one. */
-static const float *stacked_bias(struct sl_model *m, const struct sl_gguf_tensor *const *t,
-                                 const struct sl_gguf_tensor *const *bias, uint32_t n)
-{
-    uint64_t rows = 0;
-    bool any = false;
-    for (uint32_t i = 0; i < n; i++) {
-        rows += t[i]->dims[1];
-        any |= bias && bias[i];
-    }
-    if (!any)
-        return NULL;
-    float *p = slab_take(&m->vectors, padded(rows)), *at = p;
-    for (uint32_t i = 0; i < n; i++) {
-        enum sl_dtype dtype = SL_F32;
-        if (bias[i] && sl_model_dtype(bias[i]->ggml_type, &dtype))
-            sl_dequantize_row(dtype, bias[i]->data, at, (size_t)bias[i]->n_elems);
-        at += t[i]->dims[1];
-    }
-    return p;
-}
+enum { N_SCRATCH = 13 };
 
-/* Packs n linears of one input: stacked when their types agree, side by side otherwise. */
-static enum sl_status group_pack(struct sl_model *m, struct opening *o,
-                                 const struct sl_gguf_tensor *const *t,
-                                 const struct sl_gguf_tensor *const *bias, uint32_t n,
-                                 const struct sl_slices *slices, struct group *out,
-                                 struct sl_err *err)
-{
-    struct sl_weight_src src[GROUP_MAX];
-    bool same = true;
-    for (uint32_t i = 0; i < n; i++) {
-        src[i] = src_of(t[i]);
-        same &= src[i].dtype == src[0].dtype;
-    }
-    uint32_t step = same ? n : 1;
-    for (uint32_t i = 0; i < n; i += step) {
-        uint32_t w = out->n;
-        enum sl_status status =
-            m->b->ops->weight_pack(m->b, &src[i], step, slices, &out->w[w], err);
-        if (status)
-            return status;
-        out->n++;
-        out->at[w] = out->n_out;
-        out->n_out += out->w[w].n;
-        out->bias[w] = stacked_bias(m, &t[i], bias ? &bias[i] : NULL, step);
-        m->weight_bytes += out->w[w].bytes;
-    }
-    note_packed(o, t, n);
-    return SL_OK;
-}
-
-/* On head borders, and on whole blocks where heads are smaller than those. */
-static struct sl_slices o_slices(const struct sl_model_config *c)
-{
-    uint32_t unit = c->head_dim;
-    while (unit % BLOCK_ELEMS != 0 && unit < q_dim(c))
-        unit += c->head_dim;
-    if (unit % BLOCK_ELEMS != 0 || q_dim(c) % unit != 0)
-        return sl_slices_one(q_dim(c));
-    return sl_slices_cut(q_dim(c), unit);
-}
-
-static struct sl_slices down_slices(const struct sl_model_config *c)
-{
-    if (c->ffn_dim % BLOCK_ELEMS != 0)
-        return sl_slices_one(c->ffn_dim);
-    return sl_slices_cut(c->ffn_dim, BLOCK_ELEMS);
-}
-
-static enum sl_status layer_pack(struct sl_model *m, struct opening *o, uint32_t l,
-                                 struct sl_err *err)
-{
-    const struct sl_gguf_tensor *const *t = o->map.layers[l];
-    struct layer *y = &m->layers[l];
-    struct sl_slices one = sl_slices_one(m->cfg.dim);
-    struct sl_slices by_head = o_slices(&m->cfg), by_block = down_slices(&m->cfg);
-    y->attn_norm = load_vector(m, t[T_ATTN_NORM]);
-    y->ffn_norm = load_vector(m, t[T_FFN_NORM]);
-    enum sl_status status = group_pack(m, o, &t[T_Q], &t[T_Q_BIAS], 3, &one, &y->qkv, err);
-    if (!status)
-        status = group_pack(m, o, &t[T_O], &t[T_O_BIAS], 1, &by_head, &y->o, err);
-    if (!status)
-        status = group_pack(m, o, &t[T_GATE], NULL, 2, &one, &y->gate_up, err);
-    if (!status)
-        status = group_pack(m, o, &t[T_DOWN], NULL, 1, &by_block, &y->down, err);
-    return status;
-}
-
-static enum sl_status pack_all(struct sl_model *m, struct opening *o, struct sl_err *err)
-{
-    struct sl_slices one = sl_slices_one(m->cfg.dim);
-    m->embed = src_of(o->map.model[T_EMBED]);
-    m->out_norm = load_vector(m, o->map.model[T_OUT_NORM]);
-    for (uint32_t l = 0; l < m->cfg.n_layers; l++) {
-        enum sl_status status = layer_pack(m, o, l, err);
-        if (status)
-            return status;
-    }
-    const struct sl_gguf_tensor *head = o->map.model[m->cfg.tied_head ? T_EMBED : T_HEAD];
-    return group_pack(m, o, &head, NULL, 1, &one, &m->head, err);
-}
-
-static uint64_t matrix_bytes(const struct opening *o, uint32_t n_layers, bool tied)
-{
-    uint64_t n = o->map.model[tied ? T_EMBED : T_HEAD]->n_bytes;
-    for (uint32_t l = 0; l < n_layers; l++)
-        for (int i = 0; i < N_LAYER_SLOT; i++) {
-            const struct sl_gguf_tensor *t = o->map.layers[l][i];
-            if (t && t->n_dims > 1)
-                n += t->n_bytes;
-        }
-    return n;
-}
-
-static size_t vector_floats(const struct sl_model_config *c)
-{
-    size_t biases = padded(q_dim(c)) + 2 * padded(kv_dim(c)) + padded(c->dim);
-    return padded(c->dim) + c->n_layers * (2 * padded(c->dim) + biases);
-}
-
-static enum sl_status plan_scratch(struct sl_model *m, struct sl_err *err)
+/* The floats behind each scratch pointer. Every factor is below 2^32 and every width below 2^26:
+ * products and their sum fit. */
+static void scratch_sizes(const struct sl_model *m, size_t n[N_SCRATCH])
 {
     const struct sl_model_config *c = &m->cfg;
+    const struct sl_shard *s = &m->shard;
     uint64_t n_tok = m->max_batch_tokens, n_log = m->max_logit_rows;
     uint64_t rows = n_tok > n_log ? n_tok : n_log;
+    uint64_t q = (uint64_t)m->part.heads.n * c->head_dim;
+    uint64_t kv = (uint64_t)m->part.kv_heads.n * c->head_dim;
     uint64_t half = (uint64_t)m->max_positions * (c->n_rot / 2);
-    /* Every factor is below 2^32 and every width below 2^26: products and their sum fit. */
-    size_t n[] = {padded(n_tok * c->dim),
-                  padded(n_log * c->dim),
-                  padded(rows * c->dim),
-                  padded(rows * (q_dim(c) + 2 * (uint64_t)kv_dim(c))),
-                  padded(n_tok * q_dim(c)),
-                  padded(rows * 2 * c->ffn_dim),
-                  padded(rows * c->ffn_dim),
-                  padded(half),
-                  padded(half)};
-    float **at[] = {&m->x, &m->x_rows, &m->h, &m->qkv, &m->attn, &m->gate_up, &m->act};
-    size_t total = 0;
-    for (size_t i = 0; i < sizeof n / sizeof *n; i++)
+    uint64_t o = parts_floats(m, &m->o_sum, rows), down = parts_floats(m, &m->down_sum, rows);
+    uint64_t logits = n_log * c->n_vocab;
+    bool collects = m->has_head && s->tp_rank == 0;
+    const uint64_t want[N_SCRATCH] = {n_tok * c->dim,
+                                      m->has_head ? n_log * c->dim : 0,
+                                      rows * c->dim,
+                                      rows * (q + 2 * kv),
+                                      n_tok * q,
+                                      rows * 2 * m->part.ffn.n,
+                                      rows * m->part.ffn.n,
+                                      o > down ? o : down,
+                                      s->tp_rank > 0 ? n_log * m->part.vocab.n : 0,
+                                      collects && s->tp > 1 ? logits : 0,
+                                      collects && s->pp > 1 ? logits : 0,
+                                      half,
+                                      half};
+    for (size_t i = 0; i < N_SCRATCH; i++)
+        n[i] = padded(want[i]);
+}
+
+static size_t scratch_floats(const struct sl_model *m)
+{
+    size_t n[N_SCRATCH], total = 0;
+    scratch_sizes(m, n);
+    for (size_t i = 0; i < N_SCRATCH; i++)
         total += n[i];
-    enum sl_status status = slab_open(m->b, &m->scratch, total, err);
+    return total;
+}
+
+static enum sl_status open_scratch(struct sl_model *m, struct sl_err *err)
+{
+    float **at[] = {&m->x,   &m->x_rows, &m->h,      &m->qkv,        &m->attn,      &m->gate_up,
+                    &m->act, &m->parts,  &m->logits, &m->all_logits, &m->out_logits};
+    size_t n[N_SCRATCH], n_at = sizeof at / sizeof *at;
+    scratch_sizes(m, n);
+    enum sl_status status = slab_open(m->b, &m->scratch, scratch_floats(m), err);
     if (status)
         return status;
-    for (size_t i = 0; i < sizeof at / sizeof *at; i++)
+    for (size_t i = 0; i < n_at; i++)
         *at[i] = slab_take(&m->scratch, n[i]);
-    m->rope.cos = slab_take(&m->scratch, n[7]);
-    m->rope.sin = slab_take(&m->scratch, n[8]);
+    m->rope.cos = slab_take(&m->scratch, n[n_at]);
+    m->rope.sin = slab_take(&m->scratch, n[n_at + 1]);
+    m->q_start = calloc((size_t)m->max_batch_tokens + 1, sizeof *m->q_start);
+    if (!m->q_start)
+        return sl_fail(err, SL_NO_MEMORY, "model: no memory for %u rows", m->max_batch_tokens);
     return SL_OK;
 }
 
@@ -280,81 +151,107 @@ static enum sl_status make_rope(struct sl_model *m, const struct sl_gguf_tensor 
     return SL_OK;
 }
 
+static uint32_t or_default(uint32_t given, uint32_t def)
+{
+    return given ? given : def;
+}
+
+/* Configuration and place in the group; the tensors of the file go to *map. */
+static enum sl_status place(struct sl_model *m, const struct sl_gguf *g, struct sl_backend *b,
+                            const struct sl_model_options *o, struct tensor_map *map,
+                            struct sl_err *err)
+{
+    if (o->max_batch_tokens == 0 || o->max_positions == 0 || o->max_positions > POSITIONS_MAX)
+        return sl_fail(err, SL_CONFIG, "model: %u rows a step and %u positions cannot be planned",
+                       o->max_batch_tokens, o->max_positions);
+    enum sl_status status = sl_model_read_config(g, &m->cfg, err);
+    if (!status)
+        status = sl_shard_check(&m->cfg, &o->shard, err);
+    if (!status)
+        status = tensor_map_open(g, &m->cfg, map, err);
+    if (status)
+        return status;
+    m->b = b;
+    m->max_batch_tokens = o->max_batch_tokens;
+    m->max_positions = o->max_positions;
+    m->max_logit_rows = o->max_logit_rows;
+    m->loose_sums = o->loose_sums;
+    shard_place(m, &o->shard);
+    uint32_t each = ALL_TO_ALL_ROWS_EACH * m->shard.tp;
+    m->micro_batches = or_default(o->micro_batches, m->shard.pp);
+    m->micro_rows_min = or_default(o->micro_rows_min, MICRO_ROWS_MIN);
+    m->all_to_all_rows =
+        or_default(o->all_to_all_rows, each > ALL_TO_ALL_ROWS ? each : ALL_TO_ALL_ROWS);
+    return SL_OK;
+}
+
 static enum sl_status open_all(struct sl_model *m, struct opening *o, struct sl_err *err)
 {
-    m->layers = calloc(m->cfg.n_layers, sizeof *m->layers);
+    m->layers = calloc(m->part.layers.n, sizeof *m->layers);
     if (!m->layers)
-        return sl_fail(err, SL_NO_MEMORY, "model: no memory for %u layers", m->cfg.n_layers);
-    o->total_bytes = matrix_bytes(o, m->cfg.n_layers, m->cfg.tied_head);
-    enum sl_status status = slab_open(m->b, &m->vectors, vector_floats(&m->cfg), err);
+        return sl_fail(err, SL_NO_MEMORY, "model: no memory for %u layers", m->part.layers.n);
+    weights_bytes(m, &o->map, &o->total_bytes);
+    enum sl_status status = slab_open(m->b, &m->vectors, weights_vector_floats(m), err);
     if (!status)
-        status = plan_scratch(m, err);
+        status = open_scratch(m, err);
     if (!status)
         status = make_rope(m, o->map.model[T_ROPE_FREQS], err);
     if (!status)
-        status = pack_all(m, o, err);
+        status = weights_pack(m, o, err);
     return status;
 }
 
 enum sl_status sl_model_open(const struct sl_gguf *g, struct sl_backend *b,
-                             uint32_t max_batch_tokens, uint32_t max_positions,
-                             uint32_t max_logit_rows, sl_model_progress *progress, void *ctx,
-                             struct sl_model **out, struct sl_err *err)
+                             const struct sl_model_options *options, struct sl_model **out,
+                             struct sl_err *err)
 {
     *out = NULL;
-    if (max_batch_tokens == 0 || max_positions == 0 || max_positions > POSITIONS_MAX)
-        return sl_fail(err, SL_CONFIG, "model: %u rows a step and %u positions cannot be planned",
-                       max_batch_tokens, max_positions);
-    struct sl_model_config cfg;
-    enum sl_status status = sl_model_read_config(g, &cfg, err);
-    if (status)
-        return status;
-    if (!sl_gguf_tensor_at(g, 0)->data)
-        return sl_fail(err, SL_MODEL, "model: the file was opened without its tensor data");
-    struct opening o = {.g = g, .progress = progress, .ctx = ctx};
-    status = tensor_map_open(g, &cfg, &o.map, err);
-    if (status)
-        return status;
     struct sl_model *m = calloc(1, sizeof *m);
-    if (!m) {
-        status = sl_fail(err, SL_NO_MEMORY, "model: no memory");
-        goto out;
-    }
-    m->cfg = cfg;
-    m->b = b;
-    m->max_batch_tokens = max_batch_tokens;
-    m->max_positions = max_positions;
-    m->max_logit_rows = max_logit_rows;
-    status = open_all(m, &o, err);
-    if (status) {
-        sl_model_close(m);
-        goto out;
-    }
-    *out = m;
-out:
+    if (!m)
+        return sl_fail(err, SL_NO_MEMORY, "model: no memory");
+    struct opening o = {.g = g, .progress = options->progress, .ctx = options->ctx};
+    enum sl_status status = place(m, g, b, options, &o.map, err);
+    if (!status && !sl_gguf_tensor_at(g, 0)->data)
+        status = sl_fail(err, SL_MODEL, "model: the file was opened without its tensor data");
+    if (!status)
+        status = open_all(m, &o, err);
     tensor_map_close(&o.map);
+    if (status)
+        sl_model_close(m);
+    else
+        *out = m;
     return status;
 }
 
-static void group_close(struct sl_backend *b, struct group *g)
+enum sl_status sl_model_plan(const struct sl_gguf *g, struct sl_backend *b,
+                             const struct sl_model_options *o, enum sl_dtype kv_dtype,
+                             struct sl_model_plan *out, struct sl_err *err)
 {
-    for (uint32_t i = 0; i < g->n; i++)
-        b->ops->weight_free(b, &g->w[i]);
+    struct sl_model m = {0};
+    struct tensor_map map = {0};
+    enum sl_status status = place(&m, g, b, o, &map, err);
+    if (status)
+        return status;
+    uint64_t file_bytes;
+    *out = (struct sl_model_plan){
+        .part = m.part,
+        .weight_bytes =
+            weights_bytes(&m, &map, &file_bytes) + weights_vector_floats(&m) * sizeof(float),
+        .scratch_bytes = scratch_floats(&m) * sizeof(float),
+        .mapped_bytes = m.shard.pp_rank == 0 ? map.model[T_EMBED]->n_bytes : 0,
+        .kv_token_bytes = sl_model_kv_token_bytes(&m.cfg, &m.shard, kv_dtype)};
+    tensor_map_close(&map);
+    return SL_OK;
 }
 
 void sl_model_close(struct sl_model *m)
 {
     if (!m)
         return;
-    for (uint32_t l = 0; m->layers && l < m->cfg.n_layers; l++) {
-        group_close(m->b, &m->layers[l].qkv);
-        group_close(m->b, &m->layers[l].o);
-        group_close(m->b, &m->layers[l].gate_up);
-        group_close(m->b, &m->layers[l].down);
-    }
-    group_close(m->b, &m->head);
+    weights_close(m);
     slab_close(m->b, &m->vectors);
     slab_close(m->b, &m->scratch);
+    free(m->q_start);
     free(m->layers);
     free(m);
 }
@@ -362,6 +259,11 @@ void sl_model_close(struct sl_model *m)
 const struct sl_model_config *sl_model_config(const struct sl_model *m)
 {
     return &m->cfg;
+}
+
+const struct sl_shard *sl_model_shard(const struct sl_model *m)
+{
+    return &m->shard;
 }
 
 uint64_t sl_model_weight_bytes(const struct sl_model *m)
@@ -376,8 +278,8 @@ uint64_t sl_model_scratch_bytes(const struct sl_model *m)
 
 struct sl_model_class sl_model_class(const struct sl_model *m)
 {
-    return (struct sl_model_class){.n_attn_slices = m->layers[0].o.w[0].slices.n,
-                                   .n_ffn_slices = m->layers[0].down.w[0].slices.n,
+    return (struct sl_model_class){.n_attn_slices = m->loose_sums ? 0 : o_slices(&m->cfg).n,
+                                   .n_ffn_slices = m->loose_sums ? 0 : down_slices(&m->cfg).n,
                                    .attn_segment = SL_ATTN_SEGMENT,
                                    .numerics_revision = SL_NUMERICS_REVISION};
 }

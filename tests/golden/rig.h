@@ -43,11 +43,13 @@ static inline void rig_open(struct rig *r, const struct sl_gguf *g, const struct
     *r = (struct rig){.max_batch = c->max_batch};
     struct sl_cpu_config cpu = {.isa = c->isa, .n_threads = c->n_threads};
     rig_must(c->ref ? sl_ref_open(&r->b, &err) : sl_cpu_open(&cpu, &r->b, &err), &err);
-    rig_must(sl_model_open(g, r->b, c->max_batch, c->max_pos, c->max_rows, NULL, NULL, &r->m, &err),
-             &err);
+    struct sl_model_options o = {.max_batch_tokens = c->max_batch,
+                                 .max_positions = c->max_pos,
+                                 .max_logit_rows = c->max_rows};
+    rig_must(sl_model_open(g, r->b, &o, &r->m, &err), &err);
     uint32_t n_pages = (c->max_pos + RIG_PAGE - 1) / RIG_PAGE;
     struct sl_kv_config kc =
-        sl_model_kv_config(sl_model_config(r->m), RIG_PAGE, n_pages, c->kv_dtype);
+        sl_model_kv_config(sl_model_config(r->m), NULL, RIG_PAGE, n_pages, c->kv_dtype);
     rig_must(r->b->ops->kv_open(r->b, &kc, &r->kv, &err), &err);
     r->pages = calloc(n_pages, sizeof *r->pages);
     assert_non_null(r->pages);
@@ -62,6 +64,18 @@ static inline void rig_close(struct rig *r)
     r->b->ops->kv_close(r->b, &r->kv);
     r->b->ops->close(r->b);
     free(r->pages);
+}
+
+static inline enum sl_status rig_forward(struct rig *r, const struct sl_batch *batch,
+                                         const uint32_t *tokens, const uint32_t *rows,
+                                         uint32_t n_rows, float *logits, struct sl_err *err)
+{
+    struct sl_model_step step = {.batch = batch,
+                                 .tokens = tokens,
+                                 .logit_rows = rows,
+                                 .n_logit_rows = n_rows,
+                                 .logits = logits};
+    return sl_model_forward(r->m, &r->kv, &step, NULL, err);
 }
 
 /* Rows [from, from + n) of the sequence; logits of those at and after first_row go to `logits`,
@@ -85,8 +99,8 @@ static inline void rig_chunk(struct rig *r, const uint32_t *tokens, uint32_t fro
                              .pages = r->pages};
     size_t at = from > first_row ? from - first_row : 0;
     struct sl_err err = {0};
-    rig_must(sl_model_forward(r->m, &r->kv, &batch, tokens + from, rows, n_rows,
-                              n_rows ? logits + at * r->n_vocab : NULL, &err),
+    rig_must(rig_forward(r, &batch, tokens + from, rows, n_rows,
+                         n_rows ? logits + at * r->n_vocab : NULL, &err),
              &err);
     free(pos);
     free(rows);

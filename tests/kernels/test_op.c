@@ -51,7 +51,7 @@ static void senseless_weights_are_refused(void **state)
 {
     (void)state;
     static const uint8_t data[4096];
-    const struct sl_weight_src good = {SL_Q8_0, 2, 64, data};
+    const struct sl_weight_src good = {SL_Q8_0, 2, 64, data, 0};
     const struct {
         struct sl_weight_src a, b;
         uint32_t n_src;
@@ -60,13 +60,13 @@ static void senseless_weights_are_refused(void **state)
     } rows[] = {
         {good, good, 2, sl_slices_one(64), SL_OK},
         {good, good, 0, sl_slices_one(64), SL_INVALID},
-        {{SL_I8, 2, 64, data}, good, 1, sl_slices_one(64), SL_UNSUPPORTED},
-        {{SL_Q8_0, 2, 48, data}, good, 1, sl_slices_one(48), SL_INVALID},
-        {{SL_Q8_0, 2, 0, data}, good, 1, sl_slices_one(0), SL_INVALID},
-        {{SL_Q8_0, 0, 64, data}, good, 1, sl_slices_one(64), SL_INVALID},
-        {good, {SL_Q4_0, 2, 64, data}, 2, sl_slices_one(64), SL_INVALID},
-        {good, {SL_Q8_0, 2, 32, data}, 2, sl_slices_one(64), SL_INVALID},
-        {good, {SL_Q8_0, UINT32_MAX, 64, data}, 2, sl_slices_one(64), SL_INVALID},
+        {{SL_I8, 2, 64, data, 0}, good, 1, sl_slices_one(64), SL_UNSUPPORTED},
+        {{SL_Q8_0, 2, 48, data, 0}, good, 1, sl_slices_one(48), SL_INVALID},
+        {{SL_Q8_0, 2, 0, data, 0}, good, 1, sl_slices_one(0), SL_INVALID},
+        {{SL_Q8_0, 0, 64, data, 0}, good, 1, sl_slices_one(64), SL_INVALID},
+        {good, {SL_Q4_0, 2, 64, data, 0}, 2, sl_slices_one(64), SL_INVALID},
+        {good, {SL_Q8_0, 2, 32, data, 0}, 2, sl_slices_one(64), SL_INVALID},
+        {good, {SL_Q8_0, UINT32_MAX, 64, data, 0}, 2, sl_slices_one(64), SL_INVALID},
         {good, good, 1, sl_slices_one(32), SL_INVALID},
         {good, good, 1, {.n = 0}, SL_INVALID},
         {good, good, 1, {.n = 65}, SL_INVALID},

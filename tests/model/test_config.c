@@ -126,10 +126,10 @@ static void reads_what_was_written(void **state)
     assert_true(c.rope_base == 10000.0 && c.rope_scale == 0.25 && c.rope_factors);
     assert_true(c.rms_eps == 1e-5f && c.attn_scale == 1.0f / sqrtf(32.0f));
     assert_false(c.tied_head);
-    struct sl_kv_config kv = sl_model_kv_config(&c, 16, 10, SL_F16);
+    struct sl_kv_config kv = sl_model_kv_config(&c, NULL, 16, 10, SL_F16);
     assert_true(kv.n_layers == 2 && kv.n_kv_heads == 2 && kv.head_dim == 32);
     assert_true(kv.page_size == 16 && kv.n_pages == 10 && kv.dtype == SL_F16);
-    assert_int_equal(sl_model_kv_token_bytes(&c, SL_F16), 2 * 2 * 2 * 32 * 2);
+    assert_int_equal(sl_model_kv_token_bytes(&c, NULL, SL_F16), 2 * 2 * 2 * 32 * 2);
     sl_gguf_close(g);
     sl_buf_free(&file);
 }
@@ -254,9 +254,11 @@ static void metadata_alone_cannot_be_opened(void **state)
     assert_int_equal(sl_model_read_config(meta, &c, &err), SL_OK);
     struct sl_cpu_config cpu = {.isa = SL_ISA_SCALAR, .n_threads = 1};
     assert_int_equal(sl_cpu_open(&cpu, &b, &err), SL_OK);
-    assert_int_equal(sl_model_open(meta, b, 8, 8, 8, NULL, NULL, &model, &err), SL_MODEL);
+    struct sl_model_options o = {.max_batch_tokens = 8, .max_positions = 8, .max_logit_rows = 8};
+    assert_int_equal(sl_model_open(meta, b, &o, &model, &err), SL_MODEL);
     assert_non_null(strstr(err.msg, "without its tensor data"));
-    assert_int_equal(sl_model_open(g, b, 0, 8, 8, NULL, NULL, &model, &err), SL_CONFIG);
+    o.max_batch_tokens = 0;
+    assert_int_equal(sl_model_open(g, b, &o, &model, &err), SL_CONFIG);
     assert_null(model);
     b->ops->close(b);
     sl_gguf_close(meta);

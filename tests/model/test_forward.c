@@ -183,14 +183,14 @@ static void logits_of_chosen_rows(void **state)
     for (uint32_t i = 0; i < 8; i++)
         pos[i] = i;
     struct sl_batch b = {1, 8, q_start, pos, page_start, r.pages};
-    rig_must(sl_model_forward(r.m, &r.kv, &b, tokens, rows, 4, some, &err), &err);
+    rig_must(rig_forward(&r, &b, tokens, rows, 4, some, &err), &err);
     for (size_t i = 0; i < 4; i++)
         assert_memory_equal(some + i * v, all + rows[i] * v, v * sizeof *some);
     rig_close(&r);
     rig_open(&r, o.g, &usual);
     b.pages = r.pages;
     b.n_tok = q_start[1] = 7; /* fills the cache only; the step after it reads it */
-    rig_must(sl_model_forward(r.m, &r.kv, &b, tokens, NULL, 0, NULL, &err), &err);
+    rig_must(rig_forward(&r, &b, tokens, NULL, 0, NULL, &err), &err);
     rig_chunk(&r, tokens, 7, 1, 7, some);
     assert_memory_equal(some, all + 7 * v, v * sizeof *some);
     free(all);
@@ -224,7 +224,7 @@ static void run_ragged(struct rig *r, const struct ragged *x, float *logits)
     }
     struct sl_batch b = {3, n, q_start, pos, page_start, pages};
     struct sl_err err = {0};
-    rig_must(sl_model_forward(r->m, &r->kv, &b, tokens, rows, n, logits, &err), &err);
+    rig_must(rig_forward(r, &b, tokens, rows, n, logits, &err), &err);
 }
 
 static void neighbours_do_not_matter(void **state)
@@ -326,23 +326,23 @@ static void refuses_what_was_not_planned(void **state)
     struct sl_batch b = {1, 2, q_start, pos, page_start, pages};
     struct sl_err err = {0};
     tokens[1] = r.n_vocab;
-    assert_int_equal(sl_model_forward(r.m, &r.kv, &b, tokens, rows, 2, logits, &err), SL_INVALID);
+    assert_int_equal(rig_forward(&r, &b, tokens, rows, 2, logits, &err), SL_INVALID);
     assert_non_null(strstr(err.msg, "token 291, the vocabulary has 291"));
     tokens[1] = 2;
     pos[1] = 64;
-    assert_int_equal(sl_model_forward(r.m, &r.kv, &b, tokens, rows, 2, logits, &err), SL_INVALID);
+    assert_int_equal(rig_forward(&r, &b, tokens, rows, 2, logits, &err), SL_INVALID);
     assert_non_null(strstr(err.msg, "position 64, planned for 64"));
     pos[1] = 1;
     rows[1] = 2;
-    assert_int_equal(sl_model_forward(r.m, &r.kv, &b, tokens, rows, 2, logits, &err), SL_FAILED);
+    assert_int_equal(rig_forward(&r, &b, tokens, rows, 2, logits, &err), SL_FAILED);
     rows[1] = 1;
-    assert_int_equal(sl_model_forward(r.m, &r.kv, &b, tokens, rows, 3, logits, &err), SL_FAILED);
+    assert_int_equal(rig_forward(&r, &b, tokens, rows, 3, logits, &err), SL_FAILED);
     q_start[1] = b.n_tok = 5;
-    assert_int_equal(sl_model_forward(r.m, &r.kv, &b, tokens, rows, 1, logits, &err), SL_FAILED);
+    assert_int_equal(rig_forward(&r, &b, tokens, rows, 1, logits, &err), SL_FAILED);
     for (size_t i = 0; i < 8u * r.n_vocab; i++)
         assert_true(logits[i] == 0.0f);
     q_start[1] = b.n_tok = 0;
-    assert_int_equal(sl_model_forward(r.m, &r.kv, &b, tokens, rows, 0, logits, &err), SL_OK);
+    assert_int_equal(rig_forward(&r, &b, tokens, rows, 0, logits, &err), SL_OK);
     free(logits);
     rig_close(&r);
     close_tiny(&o);
@@ -375,7 +375,12 @@ static void opening_reports_progress_and_class(void **state)
     struct sl_cpu_config cpu = {.isa = SL_ISA_AUTO, .n_threads = 2};
     struct progress p = {0};
     rig_must(sl_cpu_open(&cpu, &b, &err), &err);
-    rig_must(sl_model_open(o.g, b, 8, 64, 8, on_progress, &p, &model, &err), &err);
+    struct sl_model_options how = {.max_batch_tokens = 8,
+                                   .max_positions = 64,
+                                   .max_logit_rows = 8,
+                                   .progress = on_progress,
+                                   .ctx = &p};
+    rig_must(sl_model_open(o.g, b, &how, &model, &err), &err);
     assert_true(p.n > 2 && p.last == p.total && p.total > 0);
     struct sl_model_class c = sl_model_class(model);
     assert_int_equal(c.n_attn_slices, 2); /* heads of 16 in blocks of 32 */

@@ -32,8 +32,9 @@ static bool try_file(const struct sl_buf *file, struct sl_backend *b)
     struct sl_model *m = NULL;
     struct sl_err err = {0};
     enum sl_status status = sl_gguf_parse(file->data, file->len, false, &g, &err);
+    struct sl_model_options o = {.max_batch_tokens = 4, .max_positions = 16, .max_logit_rows = 4};
     if (!status)
-        status = sl_model_open(g, b, 4, 16, 4, NULL, NULL, &m, &err);
+        status = sl_model_open(g, b, &o, &m, &err);
     if (status) {
         assert_int_equal(status, SL_MODEL);
         assert_true(err.msg[0] != '\0');
@@ -42,14 +43,19 @@ static bool try_file(const struct sl_buf *file, struct sl_backend *b)
     }
     const struct sl_model_config *c = sl_model_config(m);
     struct sl_kv kv;
-    struct sl_kv_config kc = sl_model_kv_config(c, 16, 1, SL_F16);
+    struct sl_kv_config kc = sl_model_kv_config(c, NULL, 16, 1, SL_F16);
     uint32_t tokens[4] = {3, 70, 71, 290}, pos[4] = {0, 1, 2, 3}, rows[4] = {0, 1, 2, 3};
     uint32_t q_start[2] = {0, 4}, page_start[2] = {0, 1}, page = 0;
     struct sl_batch batch = {1, 4, q_start, pos, page_start, &page};
     float *logits = calloc((size_t)4 * c->n_vocab, sizeof *logits);
     assert_non_null(logits);
     if (!b->ops->kv_open(b, &kc, &kv, &err)) {
-        rig_must(sl_model_forward(m, &kv, &batch, tokens, rows, 4, logits, &err), &err);
+        struct sl_model_step step = {.batch = &batch,
+                                     .tokens = tokens,
+                                     .logit_rows = rows,
+                                     .n_logit_rows = 4,
+                                     .logits = logits};
+        rig_must(sl_model_forward(m, &kv, &step, NULL, &err), &err);
         float max[4], log_sum[4];
         uint32_t best[4];
         b->ops->logit_stats(b, logits, 4, c->n_vocab, max, best, log_sum);

@@ -86,7 +86,8 @@ static void step(struct run *r, const struct model *m, const struct input *a, ui
     const uint32_t q_start[3] = {0, na, na + nb}, page_start[3] = {0, pa, pa + pb};
     struct sl_batch batch = {b ? 2 : 1, na + nb, q_start, pos, page_start, pages};
     r->b->ops->kv_write(r->b, &r->kv, r->layer, &batch, k, v, stride);
-    r->b->ops->attention(r->b, &r->kv, r->layer, &batch, q, stride, m->n_heads, 0.125f, out);
+    struct sl_attn how = {m->n_heads, 0, r->kv.cfg.n_kv_heads, stride, (uint32_t)width, 0.125f};
+    r->b->ops->attention(r->b, &r->kv, r->layer, &batch, &how, q, out);
     memcpy(out_a, out, na * width * sizeof *out);
     if (b)
         memcpy(out_b, out + na * width, nb * width * sizeof *out);

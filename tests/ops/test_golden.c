@@ -23,7 +23,7 @@ static uint64_t hash_linear(struct sl_backend *b, enum sl_dtype type)
     struct sl_weight packed;
     struct sl_err err;
     sl_quantize_row(type, w, raw, (size_t)N_OUT * DIM);
-    struct sl_weight_src src = {type, N_OUT, DIM, raw};
+    struct sl_weight_src src = {type, N_OUT, DIM, raw, 0};
     assert_int_equal(b->ops->weight_pack(b, &src, 1, &slices, &packed, &err), SL_OK);
     b->ops->linear(b, &packed, x, DIM, TOK, NULL, false, y, N_OUT);
     b->ops->weight_free(b, &packed);
@@ -49,7 +49,8 @@ static uint64_t hash_attention(struct sl_backend *b, enum sl_dtype type)
     struct sl_batch batch = {1, POS, q_start, pos, page_start, pages};
     assert_int_equal(b->ops->kv_open(b, &cfg, &kv, &err), SL_OK);
     b->ops->kv_write(b, &kv, 0, &batch, k, v, (uint32_t)width);
-    b->ops->attention(b, &kv, 0, &batch, q, (uint32_t)width, HEADS, 0.2f, out);
+    struct sl_attn a = {HEADS, 0, KV_HEADS, (uint32_t)width, (uint32_t)width, 0.2f};
+    b->ops->attention(b, &kv, 0, &batch, &a, q, out);
     b->ops->kv_close(b, &kv);
     uint64_t h = hash_of(out, n * sizeof *out);
     free(q);

@@ -51,8 +51,8 @@ static void run(struct sl_backend *b, const struct problem *p, const struct call
     const struct shape *s = &p->shape;
     uint32_t first = c->split ? s->n / 2 : s->n;
     struct sl_weight_src src[2] = {
-        {p->type, first, s->k, p->raw},
-        {p->type, s->n - first, s->k, p->raw + sl_dtype_bytes(p->type, (size_t)first * s->k)},
+        {p->type, first, s->k, p->raw, 0},
+        {p->type, s->n - first, s->k, p->raw + sl_dtype_bytes(p->type, (size_t)first * s->k), 0},
     };
     struct sl_weight w;
     struct sl_err err;

@@ -152,7 +152,7 @@ static void embed_reads_the_files_rows(void **state)
     for (int t = 0; t < SL_I8; t++) {
         enum sl_dtype type = (enum sl_dtype)t;
         sl_quantize_row(type, w, raw, N * K);
-        struct sl_weight_src table = {type, N, K, raw};
+        struct sl_weight_src table = {type, N, K, raw, 0};
         for (int i = 0; i < 2; i++) {
             backends[i]->ops->embed(backends[i], &table, ids, TOK, out);
             for (int j = 0; j < TOK; j++) {

@@ -9,6 +9,7 @@
 
 #include <sluice/base/err.h>
 #include <sluice/kernels/dtype.h>
+#include <sluice/kernels/tree.h>
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
@@ -16,17 +17,18 @@
 /* Bumped whenever any exact op's bits change; part of the class that workers announce. */
 #define SL_NUMERICS_REVISION 1
 #define SL_ATTN_SEGMENT 256 /* absolute positions in one attention segment */
-#define SL_SLICES_MAX 64
 
 enum sl_isa { SL_ISA_AUTO, SL_ISA_SCALAR, SL_ISA_AVX2, SL_ISA_AVX512, SL_N_ISA };
 const char *sl_isa_name(enum sl_isa isa);
 bool sl_isa_parse(const char *text, enum sl_isa *out);
 
 /* K cut into n slices at fixed borders (multiples of 32 for block formats); slice i covers
- * [border[i], border[i+1]). One chain per slice, slices combined by a binary tree over the index:
- * level by level t[i] = t[2i] + t[2i+1], an odd last one passes through. */
+ * [border[i], border[i+1]). One chain per slice, slices combined by the binary tree of tree.h. A
+ * rank's part of a weight has slices [first, first + n) of `total` and borders counted from its own
+ * first input; total 0 means that these are all. */
 struct sl_slices {
     uint32_t n;
+    uint32_t first, total;
     uint32_t border[SL_SLICES_MAX + 1];
 };
 /* One slice: a column-parallel linear. */
@@ -34,14 +36,22 @@ struct sl_slices sl_slices_one(uint32_t k);
 /* `k` cut on borders of `unit` elements (a head, or 32) into min(k / unit, 16) slices: slice i
  * covers units [i*U/S, (i+1)*U/S). */
 struct sl_slices sl_slices_cut(uint32_t k, uint32_t unit);
+/* Slices [first, first + n) of a whole. */
+struct sl_slices sl_slices_part(const struct sl_slices *whole, uint32_t first, uint32_t n);
 
 /* Where a weight comes from: rows [n, k], each row contiguous in the file's block format. Several
- * sources of one dtype and k are stacked by rows (fused QKV, gate+up). */
+ * sources of one dtype and k are stacked by rows (fused QKV, gate+up). A part of a matrix is given
+ * by its first element and the row length of the whole. */
 struct sl_weight_src {
     enum sl_dtype dtype;
     uint32_t n, k;
     const void *data;
+    size_t row_bytes; /* from row to row; 0: rows follow each other */
 };
+static inline size_t sl_weight_src_row_bytes(const struct sl_weight_src *s)
+{
+    return s->row_bytes ? s->row_bytes : sl_dtype_bytes(s->dtype, s->k);
+}
 
 /* A weight in the backend's own layout. Created by weight_pack, opaque to everyone else. */
 struct sl_weight {
@@ -86,6 +96,14 @@ struct sl_rope {
     const float *cos, *sin;
 };
 
+/* The heads of one attention call. Query head h reads KV head kv_first + h / (n_heads / n_kv_heads);
+ * n_heads is a multiple of n_kv_heads. Strides are from row to row, in floats. */
+struct sl_attn {
+    uint32_t n_heads, kv_first, n_kv_heads;
+    uint32_t q_stride, out_stride;
+    float scale; /* softmax of scale * q.k */
+};
+
 struct sl_backend;
 
 /* Shapes in brackets. `b` first everywhere. Pointers to activations never alias unless said. */
@@ -100,6 +118,8 @@ struct sl_backend_ops {
     enum sl_status (*weight_pack)(struct sl_backend *b, const struct sl_weight_src *src,
                                   uint32_t n_src, const struct sl_slices *slices,
                                   struct sl_weight *out, struct sl_err *err);
+    /* What `bytes` of that weight would be. The sources need no data. */
+    size_t (*weight_bytes)(struct sl_backend *b, const struct sl_weight_src *src, uint32_t n_src);
     void (*weight_free)(struct sl_backend *b, struct sl_weight *w);
 
     enum sl_status (*kv_open)(struct sl_backend *b, const struct sl_kv_config *cfg,
@@ -113,21 +133,29 @@ struct sl_backend_ops {
     void (*rms_norm)(struct sl_backend *b, const float *x, const float *w, float eps,
                      uint32_t n_tok, uint32_t dim, float *out);
     /* y[t, n] = sum_k x[t, k] * w[n, k] (+ bias[n] if bias) (+ y[t, n] if accumulate, added last).
-     * x [n_tok, w->k] with row stride x_stride, y [n_tok, w->n] with row stride y_stride. */
+     * x [n_tok, w->k] with row stride x_stride, y [n_tok, w->n] with row stride y_stride. w has all
+     * its slices. */
     void (*linear)(struct sl_backend *b, const struct sl_weight *w, const float *x,
                    uint32_t x_stride, uint32_t n_tok, const float *bias, bool accumulate, float *y,
                    uint32_t y_stride);
+    /* Sums of the subtrees that w's slices hold (sl_tree_cut): out [n_parts, n_tok, w->n]. */
+    void (*linear_partial)(struct sl_backend *b, const struct sl_weight *w, const float *x,
+                           uint32_t x_stride, uint32_t n_tok, float *out);
+    /* The rest of `linear` over the partial sums of all ranks: y [n_tok, n] = parts [tree->n_parts,
+     * n_tok, n] added as `tree` tells (+ bias) (+ y). The bits are those of `linear`. */
+    void (*tree_sum)(struct sl_backend *b, const struct sl_tree *tree, const float *parts,
+                     uint32_t n_tok, uint32_t n, const float *bias, bool accumulate, float *y,
+                     uint32_t y_stride);
     /* In place on x [n_tok, n_heads, head_dim] with row stride `stride`. pos [n_tok] */
     void (*rope)(struct sl_backend *b, const struct sl_rope *rope, float *x, uint32_t stride,
                  uint32_t n_heads, uint32_t head_dim, const uint32_t *pos, uint32_t n_tok);
     /* Stores k, v [n_tok, n_kv_heads, head_dim] (row stride `stride`) at their positions. */
     void (*kv_write)(struct sl_backend *b, struct sl_kv *kv, uint32_t layer,
                      const struct sl_batch *batch, const float *k, const float *v, uint32_t stride);
-    /* Causal attention over positions 0..pos[t]. q [n_tok, n_heads, head_dim] (row stride
-     * q_stride), out [n_tok, n_heads * head_dim]. Softmax of scale * q.k */
+    /* Causal attention over positions 0..pos[t]. q, out [n_tok, a->n_heads, head_dim] */
     void (*attention)(struct sl_backend *b, const struct sl_kv *kv, uint32_t layer,
-                      const struct sl_batch *batch, const float *q, uint32_t q_stride,
-                      uint32_t n_heads, float scale, float *out);
+                      const struct sl_batch *batch, const struct sl_attn *a, const float *q,
+                      float *out);
     /* out[t, i] = silu(gu[t, i]) * gu[t, dim + i]. gu [n_tok, 2 * dim], out [n_tok, dim] */
     void (*silu_mul)(struct sl_backend *b, const float *gu, uint32_t n_tok, uint32_t dim,
                      float *out);

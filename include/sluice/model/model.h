@@ -1,13 +1,17 @@
-/* A decoder: weights packed for one backend, and the forward pass of one step.
+/* A decoder, or one rank's shard of it: weights packed for one backend, and the forward pass of one
+ * step.
  *
  * Opened once, immutable afterwards. All memory the forward pass needs is taken at open; a forward
- * allocates nothing. Thread rule: forward is called by one thread at a time, the backend's. */
+ * allocates nothing. Logits have the same bits at every tensor and pipeline parallel degree. Thread
+ * rule: forward is called by one thread at a time, the backend's. */
 #ifndef SLUICE_MODEL_MODEL_H
 #define SLUICE_MODEL_MODEL_H
 
 #include <sluice/base/err.h>
 #include <sluice/files/gguf.h>
 #include <sluice/kernels/op.h>
+#include <sluice/model/exchange.h>
+#include <sluice/model/shard.h>
 #include <stdbool.h>
 #include <stdint.h>
 
@@ -42,42 +46,89 @@ typedef void sl_model_progress(void *ctx, uint64_t done_bytes, uint64_t total_by
 
 struct sl_model;
 
-/* Packs the weights and plans memory for steps of at most max_batch_tokens rows, positions below
- * max_positions and max_logit_rows rows of logits. `g` and `b` must outlive the model: the
- * embedding is read from the mapping. `progress` may be NULL. */
+/* How a model, or a rank's shard of it, is opened. */
+struct sl_model_options {
+    struct sl_shard shard;     /* zeros: the whole model */
+    uint32_t max_batch_tokens; /* rows of a step, at most */
+    uint32_t max_positions;    /* positions are below this */
+    uint32_t max_logit_rows;
+    /* A step of a pipeline is cut into so many runs of rows at most, so that the stages work at the
+     * same time, of at least so many rows each. 0: as many as stages, 16 rows. Equal on all ranks. */
+    uint32_t micro_batches, micro_rows_min;
+    /* Steps of so many rows and more send partial sums all to all instead of gathering them
+     * everywhere, where that moves fewer bytes. 0: 32. The bits are the same. Equal on all ranks. */
+    uint32_t all_to_all_rows;
+    /* One chain per rank instead of the fixed slices: not exact across degrees and no class of its
+     * own. The yardstick of the benchmark that measures what exactness costs. */
+    bool loose_sums;
+    sl_model_progress *progress; /* may be NULL */
+    void *ctx;
+};
+
+/* Packs the weights and plans memory. `g` and `b` must outlive the model: the embedding is read
+ * from the mapping. SL_CONFIG for a shard the model does not admit. */
 enum sl_status sl_model_open(const struct sl_gguf *g, struct sl_backend *b,
-                             uint32_t max_batch_tokens, uint32_t max_positions,
-                             uint32_t max_logit_rows, sl_model_progress *progress, void *ctx,
-                             struct sl_model **out, struct sl_err *err);
+                             const struct sl_model_options *o, struct sl_model **out,
+                             struct sl_err *err);
 void sl_model_close(struct sl_model *m);
 
-const struct sl_model_config *sl_model_config(const struct sl_model *m);
+const struct sl_model_config *sl_model_config(const struct sl_model *m); /* of the whole model */
+const struct sl_shard *sl_model_shard(const struct sl_model *m);
 uint64_t sl_model_weight_bytes(const struct sl_model *m);  /* packed, without the mapping */
 uint64_t sl_model_scratch_bytes(const struct sl_model *m); /* activations and rope tables */
 
+/* Bytes of one rank. */
+struct sl_model_plan {
+    struct sl_shard_part part;
+    uint64_t weight_bytes;   /* what sl_model_weight_bytes will say, exactly */
+    uint64_t scratch_bytes;  /* what sl_model_scratch_bytes will say */
+    uint64_t mapped_bytes;   /* of the file, read while the model serves: the embedding */
+    uint64_t kv_token_bytes; /* KV cache of one position */
+};
+/* Before loading: `g` may be opened without its data, `b` says how weights are packed. SL_CONFIG for
+ * a shard the model does not admit. */
+enum sl_status sl_model_plan(const struct sl_gguf *g, struct sl_backend *b,
+                             const struct sl_model_options *o, enum sl_dtype kv_dtype,
+                             struct sl_model_plan *out, struct sl_err *err);
+
 /* What the model adds to the exactness class; backend, KV dtype and the file's SHA-256 are known to
- * the caller. */
+ * the caller. The same for every shard. */
 struct sl_model_class {
-    uint32_t n_attn_slices; /* of the attention output projection */
+    uint32_t n_attn_slices; /* of the attention output projection; 0 with loose_sums */
     uint32_t n_ffn_slices;  /* of the down projection */
     uint32_t attn_segment;
     uint32_t numerics_revision;
 };
 struct sl_model_class sl_model_class(const struct sl_model *m);
 
-/* The shape of a KV cache for this model, ready for the backend's kv_open. */
-struct sl_kv_config sl_model_kv_config(const struct sl_model_config *c, uint32_t page_size,
-                                       uint32_t n_pages, enum sl_dtype dtype);
-/* KV bytes of one position over all layers. */
-uint64_t sl_model_kv_token_bytes(const struct sl_model_config *c, enum sl_dtype dtype);
+/* The shape of a KV cache for this model or shard (NULL: the whole), ready for the backend's
+ * kv_open: the layers and KV heads of the shard, numbered from 0. */
+struct sl_kv_config sl_model_kv_config(const struct sl_model_config *c, const struct sl_shard *s,
+                                       uint32_t page_size, uint32_t n_pages, enum sl_dtype dtype);
+/* KV bytes of one position over all layers of the shard (NULL: the whole model). */
+uint64_t sl_model_kv_token_bytes(const struct sl_model_config *c, const struct sl_shard *s,
+                                 enum sl_dtype dtype);
 
-/* One step: writes K and V of every row of the batch into kv, and the logits of the rows
- * logit_rows[0..n_logit_rows) (indices into the batch) to logits [n_logit_rows, n_vocab]. With no
- * logit rows it only fills the cache. A row that went wrong (not finite) has NaN logits; the other
- * rows are not touched by it. SL_INVALID for a token id or position out of range, SL_FAILED for a
- * batch larger than planned; nothing was written then. */
-enum sl_status sl_model_forward(struct sl_model *m, struct sl_kv *kv, const struct sl_batch *batch,
-                                const uint32_t *tokens, const uint32_t *logit_rows,
-                                uint32_t n_logit_rows, float *logits, struct sl_err *err);
+/* One step. All ranks of a group are given the same one, each with pages of its own cache. */
+struct sl_model_step {
+    const struct sl_batch *batch;
+    const uint32_t *tokens;     /* [n_tok] */
+    const uint32_t *logit_rows; /* [n_logit_rows], rows of the batch that logits are wanted of */
+    uint32_t n_logit_rows;      /* 0: the step only fills the cache */
+    float *logits; /* [n_logit_rows, n_vocab] at rank 0 of stage 0; not looked at elsewhere */
+    /* Called when K and V of `layer` (of the shard, from 0) are written for the first n_rows rows of
+     * the batch: all of them but for pipelines, which come back for the next run of rows. NULL:
+     * nobody wants to know. */
+    void (*on_layer)(void *ctx, uint32_t layer, uint32_t n_rows);
+    void *ctx;
+};
+
+/* Writes K and V of every row of the batch into kv, and logits. A row that went wrong (not finite)
+ * has NaN logits; the other rows are not touched by it. SL_INVALID for a token id or position out of
+ * range, SL_FAILED for a batch larger than planned; nothing was written or sent then, on any rank.
+ * `x` is NULL for a whole model; what its functions return ends the step. */
+enum sl_status sl_model_forward(struct sl_model *m, struct sl_kv *kv,
+                                const struct sl_model_step *step, const struct sl_exchange *x,
+                                struct sl_err *err);
 
 #endif
