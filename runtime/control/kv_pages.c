@@ -1,4 +1,4 @@
-/* The pool of KV pages: free, cached and referenced pages. */
+/* The pool of KV pages: free, cached, referenced and held pages. */
 #include <sluice/control/kv.h>
 
 #include <sluice/base/mem.h>
@@ -94,18 +94,19 @@ void sl_kv_ref(struct sl_kv_pool *kv, uint32_t page)
 {
     struct sl_kv_page *p = &kv->pages[page];
     sl_assert(p->refs || p->indexed);
-    if (p->refs++ == 0) {
-        sl_list_remove(&p->link);
-        kv->n_cached--;
+    if (p->refs++)
+        return;
+    if (p->pins) {
+        kv->n_held--;
+        return;
     }
+    sl_list_remove(&p->link);
+    kv->n_cached--;
 }
 
-void sl_kv_release(struct sl_kv_pool *kv, uint32_t page)
+/* To the cached or free ones: nobody has it any more. */
+static void put_back(struct sl_kv_pool *kv, struct sl_kv_page *p)
 {
-    struct sl_kv_page *p = &kv->pages[page];
-    sl_assert(p->refs);
-    if (--p->refs)
-        return;
     if (p->indexed) {
         sl_list_push_back(&kv->lru, &p->link);
         kv->n_cached++;
@@ -115,6 +116,44 @@ void sl_kv_release(struct sl_kv_pool *kv, uint32_t page)
     }
 }
 
+void sl_kv_release(struct sl_kv_pool *kv, uint32_t page)
+{
+    struct sl_kv_page *p = &kv->pages[page];
+    sl_assert(p->refs);
+    if (--p->refs)
+        return;
+    if (p->pins)
+        kv->n_held++;
+    else
+        put_back(kv, p);
+}
+
+void sl_kv_pin(struct sl_kv_pool *kv, uint32_t page)
+{
+    struct sl_kv_page *p = &kv->pages[page];
+    sl_assert(p->refs || p->pins);
+    p->pins++;
+}
+
+void sl_kv_unpin(struct sl_kv_pool *kv, uint32_t page)
+{
+    struct sl_kv_page *p = &kv->pages[page];
+    sl_assert(p->pins);
+    if (--p->pins || p->refs)
+        return;
+    kv->n_held--;
+    put_back(kv, p);
+}
+
+bool sl_kv_take_held(struct sl_kv_pool *kv, uint32_t *page)
+{
+    if (!sl_kv_take(kv, page))
+        return false;
+    sl_kv_pin(kv, *page);
+    sl_kv_release(kv, *page);
+    return true;
+}
+
 void sl_prefix_reset(struct sl_kv_pool *kv)
 {
     for (uint32_t i = 0; i < kv->n_pages && kv->n_indexed; i++) {
@@ -122,7 +161,7 @@ void sl_prefix_reset(struct sl_kv_pool *kv)
         if (!p->indexed)
             continue;
         unindex(kv, p);
-        if (p->refs)
+        if (p->refs || p->pins)
             continue;
         sl_list_remove(&p->link);
         sl_list_push_back(&kv->free, &p->link);
@@ -142,17 +181,22 @@ static uint32_t count_list(const struct sl_list *head, uint32_t most)
 
 enum sl_status sl_kv_check(const struct sl_kv_pool *kv, struct sl_err *err)
 {
-    uint32_t n_free = 0, n_cached = 0, n_indexed = 0;
+    uint32_t n_free = 0, n_cached = 0, n_indexed = 0, n_held = 0;
     for (uint32_t i = 0; i < kv->n_pages; i++) {
         const struct sl_kv_page *p = &kv->pages[i];
-        n_free += !p->refs && !p->indexed;
-        n_cached += !p->refs && p->indexed;
+        bool in_use = p->refs || p->pins;
+        n_free += !in_use && !p->indexed;
+        n_cached += !in_use && p->indexed;
+        n_held += !p->refs && p->pins;
         n_indexed += p->indexed;
         bool listed = p->link.next && p->link.next != &p->link;
-        if (listed != !p->refs)
-            return sl_fail(err, SL_FAILED, "kv: page %u has %u references and is %s a list", i,
-                           p->refs, listed ? "on" : "off");
+        if (listed == in_use)
+            return sl_fail(err, SL_FAILED,
+                           "kv: page %u has %u references, %u pins and is %s a list", i, p->refs,
+                           p->pins, listed ? "on" : "off");
     }
+    if (n_held != kv->n_held)
+        return sl_fail(err, SL_FAILED, "kv: %u pages held, counted %u", kv->n_held, n_held);
     if (n_free != kv->n_free || n_cached != kv->n_cached || n_indexed != kv->n_indexed)
         return sl_fail(err, SL_FAILED, "kv: %u free, %u cached, %u indexed, counted %u, %u, %u",
                        kv->n_free, kv->n_cached, kv->n_indexed, n_free, n_cached, n_indexed);

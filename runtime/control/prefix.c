@@ -4,6 +4,7 @@
  * holds the right prefix; that its own tokens are compared too guards against our own mistakes. */
 #include <sluice/control/kv.h>
 
+#include <stdlib.h>
 #include <string.h>
 
 static uint64_t key_hash(const uint8_t key[32])
@@ -25,6 +26,19 @@ void sl_prefix_key(const struct sl_kv_pool *kv, const uint8_t parent[32], const 
     memcpy(kv->hash_input, parent, 32);
     memcpy(kv->hash_input + 32, tokens, token_bytes);
     sl_sha256(kv->hash_input, 32 + token_bytes, key);
+}
+
+bool sl_prefix_keys(uint32_t page_size, const uint8_t salt[32], const uint32_t *tokens,
+                    uint32_t n_pages, uint8_t (*keys)[32])
+{
+    struct sl_kv_pool hasher = {.page_size = page_size};
+    hasher.hash_input = malloc(32 + (size_t)page_size * sizeof *tokens);
+    if (!hasher.hash_input)
+        return false;
+    for (uint32_t i = 0; i < n_pages; i++)
+        sl_prefix_key(&hasher, i ? keys[i - 1] : salt, tokens + (size_t)i * page_size, keys[i]);
+    free(hasher.hash_input);
+    return true;
 }
 
 static struct sl_kv_page *find(const struct sl_kv_pool *kv, const uint8_t key[32])
@@ -56,7 +70,7 @@ bool sl_prefix_peek(const struct sl_kv_pool *kv, const uint8_t key[32], const ui
     const struct sl_kv_page *p = find_exact(kv, key, tokens);
     if (!p)
         return false;
-    *unused = !p->refs;
+    *unused = !p->refs && !p->pins;
     return true;
 }
 
@@ -126,7 +140,7 @@ bool sl_prefix_add(struct sl_kv_pool *kv, uint32_t page, const uint8_t *parent,
                    const uint8_t key[32], const uint32_t *tokens)
 {
     struct sl_kv_page *p = &kv->pages[page];
-    sl_assert(p->refs && !p->indexed);
+    sl_assert((p->refs || p->pins) && !p->indexed);
     if (!kv->tokens || find(kv, key))
         return false;
     memcpy(p->key, key, 32);

@@ -202,6 +202,7 @@ static struct sl_seq *seq_new(const struct sl_sched *s, const struct sl_sched_re
                          .deadline_ns = r->deadline_ns,
                          .priority = r->priority,
                          .caching = n_keys != 0,
+                         .prefill_only = r->prefill_only,
                          .n_tokens = r->n_tokens,
                          .n_prompt = r->n_prompt,
                          .n_max = n_max};
@@ -369,6 +370,10 @@ static void commit_seq(struct sl_sched *s, struct sl_seq *q, const struct sl_sam
         end_and_report(s, q, SL_END_CANCELLED);
         return;
     }
+    if (q->prefill_only && q->n_computed == q->n_tokens) {
+        end_and_report(s, q, SL_END_LENGTH);
+        return;
+    }
     if (!sampled)
         return;
     q->tokens[q->n_tokens++] = sampled->token;
@@ -432,6 +437,7 @@ void sl_sched_stats(const struct sl_sched *s, struct sl_sched_stats *out)
     out->waiting = s->n_waiting;
     out->pages_total = s->kv.n_pages;
     out->pages_free = sl_kv_available(&s->kv);
+    out->pages_held = s->kv.n_held;
     out->n_steps = s->plan.step;
 }
 

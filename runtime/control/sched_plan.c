@@ -57,12 +57,15 @@ static struct sl_seq *last_in_rank(const struct sl_list *head, struct sl_seq *la
 }
 
 /* Pages for `n_positions` of q, taken from the last in rank while there are none. False when that
- * was q itself. */
+ * was q itself, or q is alone and waits for pages that transfers hold. */
 static bool grow_or_preempt(struct sl_sched *s, struct sl_seq *q, uint32_t n_positions)
 {
     while (!seq_grow(s, q, n_positions)) {
         struct sl_seq *victim = last_in_rank(&s->prefills, last_in_rank(&s->decodes, NULL));
-        sl_assert(s->n_running > 1); /* alone it fits: checked at submit */
+        if (s->n_running == 1) {
+            sl_assert(s->kv.n_held); /* else it fits alone: checked at submit */
+            return false;
+        }
         preempt(s, victim);
         if (victim == q)
             return false;
@@ -139,8 +142,11 @@ static void plan_decodes(struct sl_sched *s)
         struct sl_seq *q = SL_ENTRY(s->decodes.next, struct sl_seq, link);
         if (q->want)
             return;
-        if (!grow_or_preempt(s, q, q->n_tokens))
+        if (!grow_or_preempt(s, q, q->n_tokens)) {
+            if (q->state == SEQ_DECODE)
+                return;
             continue;
+        }
         give_rows(s, q, 1);
         sl_list_remove(&q->link);
         sl_list_push_back(&s->decodes, &q->link);
@@ -172,15 +178,13 @@ static void plan_prefills(struct sl_sched *s)
     if (s->rows_planned || sl_list_empty(&s->prefills))
         return;
     struct sl_seq *first = SL_ENTRY(s->prefills.next, struct sl_seq, link);
-    bool grown = grow_or_preempt(s, first, first->n_computed + 1);
-    sl_assert(grown); /* first in rank, it is never the victim */
-    plan_chunk(s, first);
+    if (grow_or_preempt(s, first, first->n_computed + 1)) /* first in rank: never the victim */
+        plan_chunk(s, first);
 }
 
 /* --- admission -------------------------------------------------------------------------------- */
 
-/* Pages the running prompts still have to take. */
-static uint32_t promised_pages(const struct sl_sched *s)
+uint32_t sl_sched_promised(const struct sl_sched *s)
 {
     uint64_t n = 0;
     for (struct sl_list *l = s->prefills.next; l != &s->prefills; l = l->next) {
@@ -211,7 +215,7 @@ static bool fits(struct sl_sched *s, const struct sl_seq *q)
         return true;
     if (s->blocked == q && available <= s->blocked_available)
         return false; /* nothing was given back since it was counted */
-    uint64_t need = (uint64_t)pages_needed(s, q) + promised_pages(s) + s->n_running;
+    uint64_t need = (uint64_t)pages_needed(s, q) + sl_sched_promised(s) + s->n_running;
     if (need <= available)
         return true;
     s->blocked = q;
@@ -263,7 +267,7 @@ static void write_seq(struct sl_sched *s, struct sl_seq *q)
     for (uint32_t i = 0; i < q->want; i++)
         s->pos[row + i] = q->n_computed + i;
     memcpy(s->pages + at, q->pages, n_pages * sizeof *s->pages);
-    if (end == q->n_tokens) {
+    if (end == q->n_tokens && !q->prefill_only) {
         s->logit_row[p->n_logits] = row + q->want - 1;
         s->logit_seq[p->n_logits++] = p->n_seq;
     }

@@ -40,11 +40,12 @@ struct sl_seq {
     int32_t priority;
     enum seq_state state;
     enum sl_end end;
-    bool caching;   /* reads and feeds the prefix index */
-    bool in_step;   /* part of the plan in flight */
-    bool cancelled; /* while in the step: leaves at its commit */
-    bool forced;    /* to be preempted at the next plan */
-    bool shielded;  /* goes before every priority, preempted last: see sched.h */
+    bool caching;      /* reads and feeds the prefix index */
+    bool in_step;      /* part of the plan in flight */
+    bool cancelled;    /* while in the step: leaves at its commit */
+    bool forced;       /* to be preempted at the next plan */
+    bool prefill_only; /* leaves when its tokens are computed, unsampled */
+    bool shielded;     /* goes before every priority, preempted last: see sched.h */
     uint32_t n_tokens, n_prompt, n_max; /* known; of them prompt; tokens at most */
     uint32_t n_computed;                /* positions in the KV pages */
     uint32_t n_charged;                 /* positions its tenant paid for */
@@ -77,6 +78,7 @@ struct sl_sched {
     struct sl_list decodes;  /* longest not served first */
     struct sl_list ended;
     uint32_t n_running, n_forced;
+    uint32_t n_pinned;            /* pins of transfers, on pages used or held */
     const struct sl_seq *blocked; /* did not fit at the last plan, with as many pages available */
     uint32_t blocked_available;
 
@@ -94,6 +96,12 @@ struct sl_sched {
     uint64_t *ids;
     void **users;
 };
+
+/* Pages that transfers may hold at once. */
+static inline uint32_t sl_held_max(const struct sl_sched *s)
+{
+    return s->cfg.n_pages / 2;
+}
 
 static inline uint32_t sl_pages_for(const struct sl_sched *s, uint32_t n_positions)
 {
@@ -117,6 +125,8 @@ bool sl_seq_before(const struct sl_seq *a, const struct sl_seq *b);
 
 /* sched_plan.c: back to the queue with everything known so far to be computed again. */
 void sl_seq_requeue(struct sl_sched *s, struct sl_seq *q);
+/* sched_plan.c: pages the running prompts still have to take. */
+uint32_t sl_sched_promised(const struct sl_sched *s);
 
 /* sched.c */
 struct sl_seq *sl_sched_find(const struct sl_sched *s, uint64_t id);

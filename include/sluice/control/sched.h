@@ -57,6 +57,8 @@ struct sl_sched_request {
     uint8_t salt[32];           /* of the prefix cache: tenants never share pages */
     uint64_t deadline_ns;       /* 0: none */
     bool no_prefix_cache;
+    bool prefill_only;          /* ends with SL_END_LENGTH once its tokens are computed, unsampled:
+                                   its full pages are then in the prefix cache */
     void *user;                 /* handed back in plans and endings */
 };
 
@@ -91,7 +93,7 @@ struct sl_sampled_token {
 };
 
 /* A sequence that left by deadline or cancel, or by max_new or max_len when the engine did not end
- * it (SL_END_LENGTH): reported once. */
+ * it (SL_END_LENGTH, also a prefill_only one that is done): reported once. */
 struct sl_ended {
     uint64_t id;
     void *user;
@@ -101,6 +103,7 @@ struct sl_ended {
 struct sl_sched_stats {
     uint32_t running, waiting;
     uint32_t pages_total, pages_free; /* reclaimable cached pages count as free */
+    uint32_t pages_held;              /* pinned by transfers, used by no sequence */
     uint64_t n_preempted, n_steps, n_prefill_tokens, n_decode_tokens;
     uint64_t prefix_queries, prefix_hits; /* in tokens */
 };
@@ -139,6 +142,25 @@ uint64_t sl_sched_next_deadline(const struct sl_sched *s);
  * the prefix cache forgotten, and everything that ran waits again to be computed anew, in its old
  * rank. Sequences cancelled during that step end. No shield is earned by it. Allocates nothing. */
 void sl_sched_forget_kv(struct sl_sched *s);
+
+/* Transfers of KV pages between workers. A pinned page is neither written nor handed out again, so
+ * its bits may be read (or, after a reserve, written) by another thread until it is unpinned. Pins
+ * take pages from the sequences, which then wait for them: a pin must end within bounded time. */
+
+/* Pins a page of the plan in flight. False when half of all pages are held already. */
+bool sl_sched_pin(struct sl_sched *s, uint32_t page);
+void sl_sched_unpin(struct sl_sched *s, uint32_t page);
+/* Up to n pinned pages to be filled from outside: at most what half of all pages and the running
+ * sequences leave. Each ends with sl_sched_import or sl_sched_unpin. */
+uint32_t sl_sched_reserve(struct sl_sched *s, uint32_t n, uint32_t *pages);
+/* Enters a reserved and now complete page into the prefix cache and unpins it; `parent`: key of the
+ * page before, NULL at the first. False when the key is there already: the page is free again. */
+bool sl_sched_import(struct sl_sched *s, uint32_t page, const uint8_t *parent,
+                     const uint8_t key[32], const uint32_t *tokens);
+/* Leading pages of these keys that the prefix cache has. */
+uint32_t sl_sched_n_cached(const struct sl_sched *s, const uint8_t (*keys)[32],
+                           const uint32_t *tokens, uint32_t n_pages);
+
 /* Forgets the prefix cache (test and admin). */
 void sl_sched_reset_cache(struct sl_sched *s);
 /* The events' ring: tells every page of the prefix cache again, after "cleared"; sl_sched_tell goes
