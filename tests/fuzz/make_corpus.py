@@ -87,6 +87,17 @@ def main(tiny):
     put("plan", "chunk", plan(list(range(16)), list(range(16)), [0, 16], [0, 4], [1, 2, 3, 4], [], []))
     put("plan", "status", plan([], [], [0], [0], [], [], [], kind=2)[:40])
 
+    def frame(kind, page=0, layer=0, seq=0, value=0, payload=b""):
+        return struct.pack("<IBBHIIIIIIQQ", 0x564b4c53, kind, 1, 0, 0, 1, page, layer, len(payload), seq, value,
+                           0) + payload
+
+    ask = struct.pack("<IIIIII", 0, 4, 16, 2, 8, 0) + bytes(32)
+    rows = [frame(3, page, layer, 2 * page + layer, 0, bytes(8)) for page in (0, 1) for layer in (0, 1)]
+    put("bulk", "transfer", frame(1, value=7, payload=ask) + frame(2) + b"".join(rows) +
+        frame(4, 0, payload=bytes(32)) + frame(4, 1, payload=b"\1" + bytes(31)) + frame(5) + frame(6))
+    put("bulk", "ack", frame(7, seq=3) + frame(1, page=16, payload=ask))
+    put("bulk", "twice", rows[0] + rows[0] + rows[1] + frame(4, 0, payload=bytes(32)) * 2)
+
 
 if __name__ == "__main__":
     main(sys.argv[1])
