@@ -345,8 +345,10 @@ static void event_forget(struct world *w)
         w->kv.entries[i] = rng_next(&w->rng);
     struct sl_sched_stats st;
     sl_sched_stats(w->s, &st);
-    MUST(w, st.running == 0 && st.pages_free == st.pages_total, "%u run with %u of %u pages",
-         st.running, st.pages_total - st.pages_free, st.pages_total);
+    MUST(w, st.running == 0 && st.pages_free + st.pages_held == st.pages_total,
+         "%u run with %u of %u pages", st.running, st.pages_total - st.pages_free, st.pages_total);
+    for (uint32_t i = 0; i < w->n_pins; i++)
+        w->pins[i].has_bits = false; /* nobody reads on after that */
 }
 
 static void event(struct world *w)
