@@ -8,7 +8,7 @@ static int compare_ratio(uint64_t a, uint64_t a_max, uint64_t b, uint64_t b_max)
     return (x > y) - (x < y);
 }
 
-static bool is_less_loaded(const struct worker *a, const struct worker *b)
+bool sl_is_less_loaded(const struct worker *a, const struct worker *b)
 {
     int load = compare_ratio(sl_worker_requests(a), a->desc.max_seqs, sl_worker_requests(b),
                              b->desc.max_seqs);
@@ -24,10 +24,18 @@ static bool is_less_loaded(const struct worker *a, const struct worker *b)
 struct worker *sl_least_loaded(struct sl_router *r, const struct req *q)
 {
     struct worker *best = NULL;
+    uint32_t n_equal = 0;
     for (uint32_t i = 0; i < r->cfg.max_workers; i++) {
         struct worker *w = &r->workers[i];
-        if (sl_worker_takes(w, q) && (!best || is_less_loaded(w, best)))
+        if (!sl_worker_takes(w, q))
+            continue;
+        if (!best || sl_is_less_loaded(w, best)) {
             best = w;
+            n_equal = 1;
+        } else if (r->cfg.seed && !sl_is_less_loaded(best, w) &&
+                   sl_rng_below(&r->rng, ++n_equal) == 0) {
+            best = w; /* so that routers do not all begin with the same one */
+        }
     }
     return best;
 }

@@ -15,6 +15,22 @@ static bool deadline_less(const struct sl_heap_node *a, const struct sl_heap_nod
     return x->arrival < y->arrival;
 }
 
+static struct policy *open_policy(enum sl_route_policy policy)
+{
+    switch (policy) {
+    case SL_ROUTE_PREFIX_AFFINITY:
+        return sl_policy_prefix_affinity();
+    case SL_ROUTE_KV:
+        return sl_policy_kv();
+    case SL_ROUTE_SESSION:
+        return sl_policy_session();
+    case SL_ROUTE_POWER_OF_TWO:
+        return sl_policy_power_of_two();
+    default:
+        return sl_policy_least_load();
+    }
+}
+
 static bool take_memory(struct sl_router *r)
 {
     uint32_t n_buckets = 64;
@@ -24,9 +40,14 @@ static bool take_memory(struct sl_router *r)
     r->reqs = calloc(r->cfg.max_requests, sizeof *r->reqs);
     r->cancels = calloc(r->cfg.max_requests, sizeof *r->cancels);
     r->buckets = calloc(n_buckets, sizeof(struct sl_hash_node *));
-    bool affinity = r->cfg.policy == SL_ROUTE_PREFIX_AFFINITY;
-    r->policy = affinity ? sl_policy_prefix_affinity() : sl_policy_least_load();
-    if (!r->workers || !r->reqs || !r->cancels || !r->buckets || !r->policy)
+    r->n_leading = calloc(r->cfg.max_workers, sizeof *r->n_leading);
+    r->policy = open_policy(r->cfg.policy);
+    if (!r->workers || !r->reqs || !r->cancels || !r->buckets || !r->n_leading || !r->policy)
+        return false;
+    uint32_t keys_max = r->cfg.kv_keys_max ? r->cfg.kv_keys_max : KV_KEYS_DEFAULT;
+    if ((r->policy->ops->wants_index &&
+         sl_kv_index_open(r->cfg.max_workers, keys_max, &r->index, NULL)) ||
+        (r->cfg.eject_slow && sl_eject_open(r->cfg.max_workers, &r->eject, NULL)))
         return false;
     sl_hash_init(&r->by_id, r->buckets, n_buckets);
     sl_heap_init(&r->deadlines, deadline_less);
@@ -43,13 +64,17 @@ enum sl_status sl_router_open(const struct sl_router_config *cfg, struct sl_rout
                               struct sl_err *err)
 {
     if (!cfg->max_workers || !cfg->max_requests || !cfg->page_size ||
-        cfg->max_requests > 1u << 24 || cfg->max_workers > 1u << 16)
+        cfg->page_size > SL_KV_INDEX_PAGE_MAX || cfg->max_requests > 1u << 24 ||
+        cfg->max_workers > 1u << 16)
         return sl_fail(err, SL_INVALID, "router: %u workers, %u requests, pages of %u",
                        cfg->max_workers, cfg->max_requests, cfg->page_size);
     struct sl_router *r = calloc(1, sizeof *r);
     if (!r)
         return sl_fail(err, SL_NO_MEMORY, "router: no memory");
     r->cfg = *cfg;
+    r->page_size = cfg->page_size;
+    r->rng.seed = cfg->seed;
+    r->retry_milli = RETRY_MILLI_MAX;
     if (!take_memory(r)) {
         sl_router_close(r);
         return sl_fail(err, SL_NO_MEMORY, "router: no memory for %u requests", cfg->max_requests);
@@ -66,6 +91,9 @@ void sl_router_close(struct sl_router *r)
         free(r->reqs[i].chain);
     if (r->policy)
         r->policy->ops->close(r->policy);
+    sl_kv_index_close(r->index);
+    sl_eject_close(r->eject);
+    free(r->n_leading);
     free(r->workers);
     free(r->reqs);
     free(r->cancels);
@@ -120,18 +148,15 @@ static enum sl_status check_request(const struct sl_router *r, const struct sl_r
 }
 
 /* Without memory the request is routed by load alone. */
-static void hash_pages(const struct sl_router *r, const struct sl_route_request *from,
+static void name_pages(const struct sl_router *r, const struct sl_route_request *from,
                        struct req *q)
 {
-    uint32_t n = (from->n_tokens - 1) / r->cfg.page_size;
+    uint32_t n = (from->n_tokens - 1) / r->page_size;
     n = n < ROUTE_CHAIN_MAX ? n : ROUTE_CHAIN_MAX;
     q->chain = n && r->policy->ops->wants_chain ? malloc(n * sizeof *q->chain) : NULL;
     if (!q->chain)
         return;
-    uint64_t h = from->salt;
-    for (uint32_t i = 0; i < n; i++)
-        q->chain[i] = h = sl_hash64(from->tokens + (size_t)i * r->cfg.page_size,
-                                    r->cfg.page_size * sizeof *from->tokens, h);
+    sl_kv_index_chain(from->salt, from->tokens, r->page_size, n, q->chain);
     q->n_chain = n;
 }
 
@@ -143,12 +168,13 @@ static struct req *req_new(struct sl_router *r, const struct sl_route_request *f
                       .deadline_ns = from->deadline_ns,
                       .arrival = r->next_arrival++,
                       .tenant = from->tenant,
+                      .session = from->session,
                       .user = from->user,
                       .n_tokens = from->n_tokens,
                       .has_class = from->has_class,
                       .class_hash = from->class_hash,
                       .priority = from->priority};
-    hash_pages(r, from, q);
+    name_pages(r, from, q);
     sl_hash_insert(&r->by_id, &q->by_id, id_hash(q->id));
     if (q->deadline_ns)
         sl_heap_insert(&r->deadlines, &q->by_deadline);
@@ -163,6 +189,8 @@ enum sl_status sl_router_submit(struct sl_router *r, const struct sl_route_reque
     if (status)
         return status;
     struct req *q = req_new(r, from);
+    uint64_t earned = r->retry_milli + r->cfg.retry_percent * 10u;
+    r->retry_milli = earned < RETRY_MILLI_MAX ? earned : RETRY_MILLI_MAX;
     sl_req_wait(r, q);
     if (sl_req_assign(r, q, now_ns))
         return SL_OK;
@@ -210,6 +238,8 @@ bool sl_router_output(struct sl_router *r, uint64_t worker_key, uint64_t id, uin
         return false;
     struct worker *w = q->worker;
     w->seen_ns = w->progress_ns = now_ns;
+    if (n_tokens)
+        sl_req_began(q);
     if (n_tokens && !q->has_class)
         q->class_hash = w->desc.class_hash;
     q->has_class |= n_tokens > 0;

@@ -3,9 +3,12 @@
 #define SL_CONTROL_ROUTER_PRIV_H
 
 #include <sluice/base/containers.h>
+#include <sluice/base/time.h>
+#include <sluice/control/eject.h>
+#include <sluice/control/kv_index.h>
 #include <sluice/control/router.h>
 
-enum { ROUTE_CHAIN_MAX = 512 }; /* pages of a prompt that affinity looks at */
+enum { ROUTE_CHAIN_MAX = 512 }; /* pages of a prompt that policies look at */
 
 struct worker {
     struct sl_worker_desc desc;
@@ -15,7 +18,12 @@ struct worker {
     uint64_t seen_ns, progress_ns, stuck_steps, last_routed;
     uint32_t n_reqs, n_sent;
     uint32_t foreign; /* requests of others, by its last report */
+    uint64_t
+        n_new; /* prompt tokens of our requests it is expected to compute before a first token */
+    uint64_t foreign_tokens; /* the same of others' requests, by its last report */
+    bool reported;           /* since it came up */
     bool lost, stuck, draining;
+    enum sl_eject_state slow;
     bool blocked; /* refused: nothing more until it reports */
 };
 
@@ -32,8 +40,11 @@ struct req {
     uint64_t class_hash;  /* counts once has_class */
     uint64_t avoid;       /* uid of a worker that failed it, asked last */
     uint64_t stranded_ns; /* since when no worker could ever take it; 0: one could */
-    uint64_t *chain;      /* [n_chain] hashes of its full pages, each over all before */
-    uint32_t n_chain, n_tokens, n_delivered, epoch, n_retries;
+    uint64_t session;
+    uint64_t *chain; /* [n_chain] names of its full pages (kv_index.h) */
+    uint32_t n_chain, n_tokens, n_delivered, epoch, n_retries, n_moves;
+    uint32_t n_new;  /* its share of its worker's n_new; 0 once tokens came */
+    bool takes_slow; /* no worker that is not slow could ever take it */
     int32_t priority;
     bool has_class; /* asked for, or tokens came from it */
     enum req_state state;
@@ -47,13 +58,25 @@ struct policy {
 };
 struct policy_ops {
     bool wants_chain;
+    bool wants_index; /* r->index: what workers and routing say of caches */
     struct worker *(*pick)(struct policy *p, struct sl_router *r, const struct req *q);
     void (*routed)(struct policy *p, const struct req *q, const struct worker *w);
     void (*close)(struct policy *p);
 };
 struct policy *sl_policy_least_load(void);
 struct policy *sl_policy_prefix_affinity(void);
+struct policy *sl_policy_kv(void);
+struct policy *sl_policy_session(void);
+struct policy *sl_policy_power_of_two(void);
 struct worker *sl_least_loaded(struct sl_router *r, const struct req *q);
+bool sl_is_less_loaded(const struct worker *a, const struct worker *b);
+/* By expected cached tokens and load; see policy_kv.c. */
+struct worker *sl_kv_pick(struct sl_router *r, const struct req *q);
+/* Leading tokens of the request that w is expected to have cached, after a match of its chain. */
+uint32_t sl_expected_cached(const struct sl_router *r, const struct req *q, const struct worker *w);
+
+#define KV_KEYS_DEFAULT 65536
+#define RETRY_MILLI_MAX 50000 /* retries that may come at once, in thousandths */
 
 struct cancel {
     uint64_t worker_key, id;
@@ -73,6 +96,14 @@ struct sl_router {
     uint32_t n_waiting, n_reqs, n_stranded;
     uint64_t now_ns; /* of the last call that told the time */
     uint64_t next_uid, next_arrival, n_routed, n_retried, n_failed, n_fenced;
+    uint64_t n_moved, n_retries_denied, n_cached_expected;
+    uint32_t page_size;        /* of the workers' KV caches: of a chain's links */
+    struct sl_kv_index *index; /* slot i: workers[i]; NULL: the policy needs none */
+    uint32_t *n_leading;       /* [max_workers] of the last match */
+    struct sl_eject *eject;    /* NULL: slow workers are not watched */
+    uint64_t retry_milli;      /* retries the budget has left, in thousandths */
+    uint64_t retry_refill_ns;  /* when time last added to it */
+    struct sl_rng rng;
     bool draining;
     struct sl_hash_node **buckets;
 };
@@ -98,10 +129,17 @@ static inline bool sl_worker_suits(const struct worker *w, const struct req *q)
            (uint64_t)q->n_tokens + q->n_delivered < w->desc.max_len;
 }
 
+/* Whether it is too slow for this request now. A probed worker gets one at a time. */
+static inline bool sl_worker_is_out(const struct worker *w, const struct req *q)
+{
+    return !q->takes_slow &&
+           (w->slow == SL_EJECT_OUT || (w->slow == SL_EJECT_PROBE && w->n_reqs > 0));
+}
+
 static inline bool sl_worker_takes(const struct worker *w, const struct req *q)
 {
     return sl_worker_suits(w, q) && !w->blocked && w->n_reqs < sl_worker_cap(w) &&
-           q->avoid != w->uid;
+           q->avoid != w->uid && !sl_worker_is_out(w, q);
 }
 
 /* router_queue.c: requests between the queue, the workers and the actions. */
@@ -109,8 +147,13 @@ void sl_req_wait(struct sl_router *r, struct req *q);
 void sl_req_unassign(struct sl_router *r, struct req *q, bool tell_worker);
 void sl_req_fail(struct sl_router *r, struct req *q, enum sl_status why);
 void sl_req_free(struct sl_router *r, struct req *q);
-/* After its worker lost or refused it: waits again, or fails with `why`. */
+/* After its worker lost or refused it: waits again, or fails with `why`, which also tells a move
+ * from a retry (router.h). */
 void sl_req_retry(struct sl_router *r, struct req *q, bool tell_worker, enum sl_status why);
+/* Away from a worker that is slow. */
+void sl_req_move(struct sl_router *r, struct req *q);
+/* Its worker has begun to answer: its prompt is computed. */
+void sl_req_began(struct req *q);
 /* Takes back what the worker was chosen for but not sent yet. */
 void sl_worker_retract(struct sl_router *r, struct worker *w);
 bool sl_req_assign(struct sl_router *r, struct req *q, uint64_t now_ns);

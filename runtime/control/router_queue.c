@@ -45,9 +45,16 @@ void sl_req_unassign(struct sl_router *r, struct req *q, bool tell_worker)
         push_cancel(r, q);
     sl_list_remove(&q->link);
     sl_list_remove(&q->send);
+    sl_req_began(q);
     w->n_reqs--;
     w->n_sent -= sent;
     q->worker = NULL;
+}
+
+void sl_req_began(struct req *q)
+{
+    q->worker->n_new -= q->n_new;
+    q->n_new = 0;
 }
 
 void sl_req_fail(struct sl_router *r, struct req *q, enum sl_status why)
@@ -79,19 +86,54 @@ void sl_req_free(struct sl_router *r, struct req *q)
     r->n_reqs--;
 }
 
+static bool is_move(enum sl_status why)
+{
+    return why == SL_PEER || why == SL_DRAINING;
+}
+
+/* Whether the budget has a retry left, which is then spent. */
+static bool spend_retry(struct sl_router *r)
+{
+    if (!r->cfg.retry_percent)
+        return true;
+    uint64_t since_ns = r->now_ns > r->retry_refill_ns ? r->now_ns - r->retry_refill_ns : 0;
+    uint64_t since_ms = since_ns / SL_MS_NS;
+    r->retry_refill_ns += since_ms * SL_MS_NS;
+    if (since_ms > RETRY_MILLI_MAX)
+        since_ms = RETRY_MILLI_MAX;
+    r->retry_milli += since_ms * SL_ROUTER_RETRY_FLOOR;
+    if (r->retry_milli > RETRY_MILLI_MAX)
+        r->retry_milli = RETRY_MILLI_MAX;
+    if (r->retry_milli < 1000) {
+        r->n_retries_denied++;
+        return false;
+    }
+    r->retry_milli -= 1000;
+    return true;
+}
+
 void sl_req_retry(struct sl_router *r, struct req *q, bool tell_worker, enum sl_status why)
 {
     bool counts = q->state == REQ_SENT; /* else the worker never heard of it */
+    bool move = is_move(why);
     sl_req_unassign(r, q, tell_worker);
-    q->state = REQ_WAITING;
-    if (counts && q->n_retries >= r->cfg.retries_max) {
-        sl_req_wait(r, q);
+    sl_req_wait(r, q);
+    if (counts && (q->n_retries >= r->cfg.retries_max || (!move && !spend_retry(r)))) {
         sl_req_fail(r, q, why);
         return;
     }
     q->n_retries += counts;
     r->n_retried += counts;
+    r->n_moved += counts && move;
+}
+
+void sl_req_move(struct sl_router *r, struct req *q)
+{
+    sl_req_unassign(r, q, true);
     sl_req_wait(r, q);
+    q->n_moves++;
+    r->n_retried++;
+    r->n_moved++;
 }
 
 void sl_worker_retract(struct sl_router *r, struct worker *w)
@@ -107,17 +149,59 @@ void sl_worker_retract(struct sl_router *r, struct worker *w)
 
 /* --- giving out ------------------------------------------------------------------------------- */
 
+/* Slow workers are for those whom nobody else could ever serve. */
+static bool needs_slow(const struct sl_router *r, const struct req *q)
+{
+    for (uint32_t i = 0; r->eject && i < r->cfg.max_workers; i++)
+        if (sl_worker_suits(&r->workers[i], q) && r->workers[i].slow != SL_EJECT_OUT)
+            return false;
+    return r->eject != NULL;
+}
+
+/* Cheaper than a policy's choice: most of what waits finds nobody. Better the worker that failed it
+ * again than none. */
+static bool anyone_takes(const struct sl_router *r, struct req *q)
+{
+    for (uint32_t i = 0; i < r->cfg.max_workers; i++)
+        if (sl_worker_takes(&r->workers[i], q))
+            return true;
+    uint64_t avoid = q->avoid;
+    if (!avoid)
+        return false;
+    q->avoid = 0;
+    if (anyone_takes(r, q))
+        return true;
+    q->avoid = avoid;
+    return false;
+}
+
 static struct worker *pick(struct sl_router *r, struct req *q)
 {
-    struct worker *w = r->policy->ops->pick(r->policy, r, q);
-    if (w || !q->avoid)
-        return w;
-    uint64_t avoid = q->avoid;
-    q->avoid = 0; /* better the same one again than none */
-    w = r->policy->ops->pick(r->policy, r, q);
-    if (!w)
-        q->avoid = avoid;
-    return w;
+    q->takes_slow = needs_slow(r, q);
+    if (!anyone_takes(r, q))
+        return NULL;
+    if (r->index && q->n_chain)
+        sl_kv_index_match(r->index, q->chain, q->n_chain, r->n_leading);
+    return r->policy->ops->pick(r->policy, r, q);
+}
+
+uint32_t sl_expected_cached(const struct sl_router *r, const struct req *q, const struct worker *w)
+{
+    if (!r->index || !q->n_chain)
+        return 0;
+    uint64_t n = (uint64_t)r->n_leading[w - r->workers] * r->page_size;
+    return n < q->n_tokens ? (uint32_t)n : q->n_tokens;
+}
+
+/* What the worker will have to compute, and will then have cached. */
+static void note_expected(struct sl_router *r, struct req *q, struct worker *w)
+{
+    uint32_t cached = sl_expected_cached(r, q, w);
+    q->n_new = q->n_tokens + q->n_delivered - cached;
+    w->n_new += q->n_new;
+    r->n_cached_expected += cached;
+    for (uint32_t i = r->index ? q->n_chain : 0; i-- > 0;)
+        sl_kv_index_guess(r->index, (uint32_t)(w - r->workers), q->chain[i]);
 }
 
 bool sl_req_assign(struct sl_router *r, struct req *q, uint64_t now_ns)
@@ -135,6 +219,7 @@ bool sl_req_assign(struct sl_router *r, struct req *q, uint64_t now_ns)
     sl_list_push_back(&r->to_send, &q->send);
     w->n_reqs++;
     w->last_routed = ++r->n_routed;
+    note_expected(r, q, w);
     r->policy->ops->routed(r->policy, q, w);
     return true;
 }

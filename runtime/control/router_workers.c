@@ -18,10 +18,29 @@ static void give_up_requests(struct sl_router *r, struct worker *w, bool tell_wo
     }
 }
 
+static uint32_t slot_of(const struct sl_router *r, const struct worker *w)
+{
+    return (uint32_t)(w - r->workers);
+}
+
 static void remove_worker(struct sl_router *r, struct worker *w, bool tell_worker)
 {
     give_up_requests(r, w, tell_worker);
+    if (r->index)
+        sl_kv_index_clear(r->index, slot_of(r, w), true);
+    if (r->eject)
+        sl_eject_leave(r->eject, slot_of(r, w));
     *w = (struct worker){0};
+}
+
+/* Chains are made of pages as large as the workers': the first of them decides. */
+static void learn_page_size(struct sl_router *r, uint32_t page_size)
+{
+    bool any = false;
+    for (uint32_t i = 0; i < r->cfg.max_workers; i++)
+        any |= r->workers[i].uid != 0;
+    if (!any && page_size && page_size <= SL_KV_INDEX_PAGE_MAX)
+        r->page_size = page_size;
 }
 
 /* A free slot, else that of a worker that is lost and has not come back. */
@@ -50,9 +69,16 @@ enum sl_status sl_router_worker_up(struct sl_router *r, const struct sl_worker_d
     w = worker_slot(r);
     if (!w)
         return sl_fail(err, SL_QUEUE_FULL, "%u workers are registered", r->cfg.max_workers);
+    if (w->uid)
+        remove_worker(r, w, false);
+    learn_page_size(r, d->page_size);
     *w =
         (struct worker){.desc = *d, .uid = ++r->next_uid, .seen_ns = now_ns, .progress_ns = now_ns};
     sl_list_init(&w->reqs);
+    if (!w->desc.instance)
+        w->desc.instance = d->key;
+    if (r->eject)
+        sl_eject_join(r->eject, slot_of(r, w), now_ns);
     if (r->n_stranded)
         sl_router_strand(r, now_ns);
     sl_router_dispatch(r, now_ns);
@@ -65,31 +91,138 @@ static bool is_back(const struct worker *w)
     return !w->stuck || w->load.steps != w->stuck_steps || !(w->load.running + w->load.waiting);
 }
 
+/* --- slow workers ----------------------------------------------------------------------------- */
+
+/* Requests that workers which are not slow could take at once. */
+static uint32_t room_elsewhere(const struct sl_router *r)
+{
+    uint32_t room = 0;
+    for (uint32_t i = 0; i < r->cfg.max_workers; i++) {
+        const struct worker *w = &r->workers[i];
+        if (w->uid && !w->lost && !w->draining && !w->blocked && w->slow == SL_EJECT_OK &&
+            w->n_reqs < sl_worker_cap(w))
+            room += sl_worker_cap(w) - w->n_reqs;
+    }
+    return room > r->n_waiting ? room - r->n_waiting : 0;
+}
+
+static bool suits_a_fast_one(const struct sl_router *r, const struct req *q)
+{
+    for (uint32_t i = 0; i < r->cfg.max_workers; i++)
+        if (sl_worker_suits(&r->workers[i], q) && r->workers[i].slow == SL_EJECT_OK)
+            return true;
+    return false;
+}
+
+/* Its streams go on elsewhere, where that is sooner; the rest ends here. */
+static void move_streams(struct sl_router *r, struct worker *w)
+{
+    uint32_t room = room_elsewhere(r);
+    struct sl_list *next;
+    for (struct sl_list *l = w->reqs.next; l != &w->reqs && room; l = next) {
+        next = l->next;
+        struct req *q = SL_ENTRY(l, struct req, link);
+        uint64_t n_tokens = (uint64_t)q->n_tokens + q->n_delivered;
+        if (q->n_moves >= SL_ROUTER_SLOW_MOVES || !suits_a_fast_one(r, q) ||
+            !sl_eject_worth_moving(r->eject, slot_of(r, w), n_tokens))
+            continue;
+        sl_req_move(r, q);
+        room--;
+    }
+}
+
+/* Takes over the states of the watch. */
+static void follow_eject(struct sl_router *r)
+{
+    for (uint32_t i = 0; r->eject && i < r->cfg.max_workers; i++) {
+        struct worker *w = &r->workers[i];
+        enum sl_eject_state was = w->slow;
+        w->slow = w->uid ? sl_eject_state(r->eject, i) : SL_EJECT_OK;
+        if (w->slow == SL_EJECT_OUT && was != SL_EJECT_OUT && !w->lost)
+            move_streams(r, w);
+    }
+}
+
+static uint64_t since(uint64_t now, uint64_t before)
+{
+    return now > before ? now - before : 0;
+}
+
+/* Before w->load is replaced. */
+static void watch_speed(struct sl_router *r, const struct worker *w,
+                        const struct sl_worker_load *load, uint64_t now_ns)
+{
+    if (!r->eject || w->lost || !w->reported)
+        return;
+    uint32_t slot = slot_of(r, w);
+    uint64_t n_steps = since(load->steps, w->load.steps);
+    if (n_steps)
+        sl_eject_steps(r->eject, slot, n_steps, since(load->rows, w->load.rows),
+                       since(load->busy_ns, w->load.busy_ns), now_ns);
+    else if (load->step_age_ns)
+        sl_eject_age(r->eject, slot, load->step_age_ns, now_ns);
+}
+
+/* --- reports ---------------------------------------------------------------------------------- */
+
+/* What others gave it: what it has beyond ours. */
+static void count_foreign(struct worker *w)
+{
+    uint64_t foreign = since((uint64_t)w->load.running + w->load.waiting, w->n_sent);
+    w->foreign = foreign < UINT32_MAX ? (uint32_t)foreign : UINT32_MAX;
+    w->foreign_tokens = since(w->load.pending_tokens, w->n_new);
+}
+
 void sl_router_worker_load(struct sl_router *r, uint64_t key, const struct sl_worker_load *load,
                            uint64_t now_ns)
 {
     struct worker *w = find_worker(r, key);
     if (!w)
         return;
+    watch_speed(r, w, load, now_ns);
     if (load->steps != w->load.steps)
         w->progress_ns = now_ns;
     w->seen_ns = now_ns;
     w->load = *load;
-    uint64_t all = (uint64_t)load->running + load->waiting;
-    uint64_t foreign = all > w->n_sent ? all - w->n_sent : 0;
-    w->foreign = foreign < UINT32_MAX ? (uint32_t)foreign : UINT32_MAX;
+    w->reported = true;
+    count_foreign(w);
     w->blocked = false;
     if (w->lost && is_back(w)) {
         w->lost = w->stuck = false;
         w->progress_ns = now_ns;
+        if (r->eject)
+            sl_eject_join(r->eject, slot_of(r, w), now_ns);
         if (r->n_stranded)
             sl_router_strand(r, now_ns);
     }
+    follow_eject(r);
     sl_router_dispatch(r, now_ns);
+}
+
+void sl_router_kv_stored(struct sl_router *r, uint64_t worker_key, const uint8_t page_key[32])
+{
+    const struct worker *w = find_worker(r, worker_key);
+    if (w && r->index)
+        sl_kv_index_stored(r->index, slot_of(r, w), sl_kv_index_name(page_key));
+}
+
+void sl_router_kv_removed(struct sl_router *r, uint64_t worker_key, const uint8_t page_key[32])
+{
+    const struct worker *w = find_worker(r, worker_key);
+    if (w && r->index)
+        sl_kv_index_removed(r->index, slot_of(r, w), sl_kv_index_name(page_key));
+}
+
+void sl_router_kv_cleared(struct sl_router *r, uint64_t worker_key)
+{
+    const struct worker *w = find_worker(r, worker_key);
+    if (w && r->index)
+        sl_kv_index_clear(r->index, slot_of(r, w), false);
 }
 
 static void after_loss(struct sl_router *r, uint64_t now_ns)
 {
+    follow_eject(r);
     sl_router_dispatch(r, now_ns);
     sl_router_strand(r, now_ns);
 }
@@ -141,17 +274,20 @@ static bool check_timeouts(struct sl_router *r, struct worker *w, uint64_t now_n
     w->lost = true;
     w->stuck = stuck;
     w->stuck_steps = w->load.steps;
+    if (r->eject)
+        sl_eject_leave(r->eject, slot_of(r, w));
     give_up_requests(r, w, true);
     return true;
 }
 
 void sl_router_tick(struct sl_router *r, uint64_t now_ns)
 {
-    bool any_lost = false;
+    bool any_change = r->eject && sl_eject_tick(r->eject, now_ns);
+    r->now_ns = now_ns;
     for (uint32_t i = 0; i < r->cfg.max_workers; i++) {
         struct worker *w = &r->workers[i];
         if (w->uid && !w->lost)
-            any_lost |= check_timeouts(r, w, now_ns);
+            any_change |= check_timeouts(r, w, now_ns);
     }
     struct sl_heap_node *n;
     while ((n = sl_heap_min(&r->deadlines))) {
@@ -160,7 +296,7 @@ void sl_router_tick(struct sl_router *r, uint64_t now_ns)
             break;
         sl_req_fail(r, q, SL_TIMEOUT);
     }
-    if (any_lost || r->n_waiting)
+    if (any_change || r->n_waiting)
         after_loss(r, now_ns);
 }
 
@@ -171,7 +307,7 @@ static uint64_t earlier(uint64_t a, uint64_t b)
 
 uint64_t sl_router_next_deadline(const struct sl_router *r)
 {
-    uint64_t first = UINT64_MAX;
+    uint64_t first = r->eject ? sl_eject_next_deadline(r->eject) : UINT64_MAX;
     for (uint32_t i = 0; i < r->cfg.max_workers; i++) {
         const struct worker *w = &r->workers[i];
         if (w->uid && !w->lost)
@@ -198,7 +334,16 @@ void sl_router_stats(const struct sl_router *r, struct sl_router_stats *out)
                                     .n_routed = r->n_routed,
                                     .n_retried = r->n_retried,
                                     .n_failed = r->n_failed,
-                                    .n_fenced = r->n_fenced};
+                                    .n_fenced = r->n_fenced,
+                                    .n_moved = r->n_moved,
+                                    .n_retries_denied = r->n_retries_denied,
+                                    .n_cached_expected = r->n_cached_expected};
+    struct sl_kv_index_stats kv = {0};
+    if (r->index)
+        sl_kv_index_stats(r->index, &kv);
+    out->kv_keys = kv.n_keys;
+    if (r->eject)
+        out->n_ejected = sl_eject_count(r->eject, &out->ejected);
     for (uint32_t i = 0; i < r->cfg.max_workers; i++) {
         const struct worker *w = &r->workers[i];
         out->workers += w->uid != 0;
@@ -213,10 +358,12 @@ static enum sl_status check_worker(const struct sl_router *r, const struct worke
                                    struct sl_err *err)
 {
     uint32_t n_reqs = 0, n_sent = 0;
+    uint64_t n_new = 0;
     for (const struct sl_list *l = w->reqs.next; l != &w->reqs; l = l->next) {
         const struct req *q = SL_ENTRY(l, struct req, link);
         n_reqs++;
         n_sent += q->state == REQ_SENT;
+        n_new += q->n_new;
         if (q->worker != w || (q->state != REQ_SENT && q->state != REQ_TO_SEND))
             return BROKEN("request %llu is with the wrong worker", (unsigned long long)q->id);
         if (q->has_class && q->class_hash != w->desc.class_hash)
@@ -228,6 +375,9 @@ static enum sl_status check_worker(const struct sl_router *r, const struct worke
     if (n_reqs != w->n_reqs || n_sent != w->n_sent || n_reqs > sl_worker_cap(w))
         return BROKEN("worker has %u requests, %u sent, counted %u and %u", w->n_reqs, w->n_sent,
                       n_reqs, n_sent);
+    if (n_new != w->n_new)
+        return BROKEN("worker has %llu tokens to compute, counted %llu",
+                      (unsigned long long)w->n_new, (unsigned long long)n_new);
     if (w->lost && n_reqs)
         return BROKEN("a lost worker has %u requests", n_reqs);
     *n += n_reqs;

@@ -5,6 +5,7 @@
 #define SL_TESTS_CONTROL_FAKE_ENGINE_H
 
 #include <sluice/control/sched.h>
+#include <sluice/control/router.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -26,6 +27,14 @@ static inline uint64_t rng_next(struct rng *r)
 static inline uint32_t rng_below(struct rng *r, uint32_t n)
 {
     return (uint32_t)(rng_next(r) % n);
+}
+/* Any policy; the one with a large table of its own seldom, as clearing it takes most of the time.
+ */
+static inline enum sl_route_policy draw_policy(struct rng *r)
+{
+    static const enum sl_route_policy some[] = {SL_ROUTE_LEAST_LOAD, SL_ROUTE_KV, SL_ROUTE_SESSION,
+                                                SL_ROUTE_POWER_OF_TWO};
+    return rng_below(r, 16) ? some[rng_below(r, 4)] : SL_ROUTE_PREFIX_AFFINITY;
 }
 static inline bool rng_chance(struct rng *r, uint32_t one_in)
 {

@@ -83,7 +83,7 @@ struct world {
 };
 
 static struct {
-    uint64_t fates[REFUSED + 1], retried, fenced;
+    uint64_t fates[REFUSED + 1], retried, fenced, ejected;
 } reached;
 
 #define MUST(w, cond, ...)                                                                         \
@@ -206,7 +206,13 @@ static void send_load(struct world *w, uint32_t i)
     struct sl_sched_stats st;
     sl_sched_stats(w->nodes[i].sched, &st);
     message(w, TO_ROUTER_LOAD, i)->load =
-        (struct sl_worker_load){st.running, st.waiting, st.pages_free, st.pages_total, st.n_steps};
+        (struct sl_worker_load){.running = st.running,
+                                .waiting = st.waiting,
+                                .pages_free = st.pages_free,
+                                .pages_total = st.pages_total,
+                                .steps = st.n_steps,
+                                .rows = st.n_prefill_tokens + st.n_decode_tokens,
+                                .busy_ns = st.n_steps * MS * (i == 1 && w->seed % 4 == 0 ? 40 : 1)};
 }
 
 static void on_step_done(struct world *w, uint32_t i)
@@ -376,7 +382,7 @@ static void on_client_submit(struct world *w, uint64_t id)
                                  .n_tokens = q->n,
                                  .priority = q->priority,
                                  .tenant = id % 3,
-                                 .salt = q->salt,
+                                 .salt = {(uint8_t)q->salt},
                                  .deadline_ns = q->deadline_ns,
                                  .user = q};
     struct sl_err err;
@@ -516,6 +522,7 @@ static void close_world(struct world *w)
     sl_router_stats(w->router, &st);
     reached.retried += st.n_retried;
     reached.fenced += st.n_fenced;
+    reached.ejected += st.n_ejected;
     for (uint32_t i = 0; i < N_REQS; i++)
         reached.fates[w->streams[i].fate]++;
     while ((h = sl_heap_min(&w->events))) {
@@ -541,8 +548,10 @@ static void run_seed(uint64_t seed)
                                  .retries_max = 5,
                                  .heartbeat_timeout_ns = HEARTBEAT_MS * MS,
                                  .progress_timeout_ns = 200 * MS,
-                                 .policy = rng_chance(&w->rng, 10) ? SL_ROUTE_PREFIX_AFFINITY
-                                                                   : SL_ROUTE_LEAST_LOAD};
+                                 .kv_keys_max = 64,
+                                 .eject_slow = w->seed % 2 == 0,
+                                 .seed = w->seed,
+                                 .policy = draw_policy(&w->rng)};
     MUST(w, !sl_router_open(&c, &w->router, &err), "%s", err.msg);
     for (uint32_t i = 0; i < N_WORKERS; i++) {
         node_open(w, i);
@@ -560,7 +569,7 @@ static void test_streams_survive(void **state)
         run_seed(seed);
     for (uint32_t fate = FINISHED; fate <= CANCELLED; fate++)
         assert_true(reached.fates[fate] > N_SEEDS / 2);
-    assert_true(reached.retried > N_SEEDS && reached.fenced > N_SEEDS);
+    assert_true(reached.retried > N_SEEDS && reached.fenced > N_SEEDS && reached.ejected > 0);
 }
 
 int main(void)

@@ -192,12 +192,12 @@ static void test_least_load(void **state)
     sl_router_close(r);
 }
 
-static uint64_t worker_of(struct sl_router *r, uint64_t id, uint32_t first, uint64_t salt)
+static uint64_t worker_of(struct sl_router *r, uint64_t id, uint32_t first, uint8_t salt)
 {
     uint32_t tokens[20];
     for (uint32_t i = 0; i < 20; i++)
         tokens[i] = first + i;
-    struct sl_route_request q = {.id = id, .tokens = tokens, .n_tokens = 20, .salt = salt};
+    struct sl_route_request q = {.id = id, .tokens = tokens, .n_tokens = 20, .salt = {salt}};
     assert_int_equal(sl_router_submit(r, &q, 0, NULL), SL_OK);
     struct sl_action a = next(r);
     assert_int_equal(a.kind, SL_ACT_SEND);

@@ -189,7 +189,9 @@ static void event_load(struct world *w, struct worker_model *m)
         return;
     m->steps += !m->hung;
     struct sl_worker_load load = {
-        .running = 1, .pages_free = 5, .pages_total = 10, .steps = m->steps};
+        .running = 1, .pages_free = 5, .pages_total = 10, .steps = m->steps, .rows = m->steps * 3};
+    load.busy_ns = m->steps * 2000000 * (m->key % 4 == 0 ? 50 : 1);
+    load.step_age_ns = m->hung ? 3000000000ull : 0;
     sl_router_worker_load(w->r, m->key, &load, w->now_ns);
 }
 
@@ -341,8 +343,10 @@ static void run_seed(uint64_t seed)
                                        .retries_max = rng_below(&w->rng, 4),
                                        .heartbeat_timeout_ns = HEARTBEAT_NS,
                                        .progress_timeout_ns = PROGRESS_NS,
-                                       .policy = rng_chance(&w->rng, 20) ? SL_ROUTE_PREFIX_AFFINITY
-                                                                         : SL_ROUTE_LEAST_LOAD};
+                                       .kv_keys_max = 16,
+                                       .eject_slow = rng_chance(&w->rng, 2),
+                                       .seed = w->seed,
+                                       .policy = draw_policy(&w->rng)};
     MUST(w, !sl_router_open(&w->cfg, &w->r, &err), "%s", err.msg);
     for (uint32_t i = 0; i < N_EVENTS; i++) {
         event(w);

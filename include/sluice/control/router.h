@@ -5,6 +5,17 @@
  * worker is lost is sent again (the caller replays prompt and tokens) until `retries_max`; once
  * tokens were delivered, only to a worker of the same class.
  *
+ * Two kinds of sending again are told apart. A move: the worker was lost, leaves, is slow, or the
+ * link broke; it is bounded by the streams that worker had. A retry: a living worker refused or
+ * failed the request. Retries add load where there is too much of it, so they are limited to
+ * `retry_percent` of the requests of late plus SL_ROUTER_RETRY_FLOOR a second, pool-wide; beyond
+ * that the request fails with the worker's reason. Both count towards `retries_max` of a request but
+ * moves away from a slow worker, of which a request has at most SL_ROUTER_SLOW_MOVES.
+ *
+ * With `eject_slow` a worker much slower than the others gets no requests for a while (eject.h);
+ * its streams move where that pays and others have room, and only if nobody else could take a
+ * request does it get one still.
+ *
  * A worker gets at most max_seqs requests and a quarter of that in advance; the rest waits here, by
  * priority and then arrival, so that it is bound late to whichever worker is free first. A waiting
  * request that no registered worker could ever take fails with SL_PEER after SL_ROUTER_STRANDED_NS,
@@ -20,13 +31,26 @@ struct sl_router;
 
 #define SL_ROUTER_STRANDED_NS 60000000000ull
 
-enum sl_route_policy { SL_ROUTE_LEAST_LOAD, SL_ROUTE_PREFIX_AFFINITY };
+enum { SL_ROUTER_RETRY_FLOOR = 5, SL_ROUTER_SLOW_MOVES = 2 };
+
+/* Each in a file of its own, policy_*.c. */
+enum sl_route_policy {
+    SL_ROUTE_LEAST_LOAD,
+    SL_ROUTE_PREFIX_AFFINITY, /* where this router sent the prefix before */
+    SL_ROUTE_KV,              /* fewest tokens to compute, by what workers say they have cached */
+    SL_ROUTE_SESSION,         /* all requests of a session to one worker; without one as KV */
+    SL_ROUTE_POWER_OF_TWO     /* the less loaded of two drawn at random */
+};
 
 struct sl_router_config {
     uint32_t max_workers, max_requests; /* in flight or waiting */
     uint32_t queue_max;                 /* waiting for a worker at most */
-    uint32_t page_size;                 /* granularity of prefix affinity */
+    uint32_t page_size;                 /* of prefixes, until a worker tells its own */
+    uint32_t kv_keys_max;               /* pages the copy of the prefix indexes may know; 0: 65536 */
     uint32_t retries_max;
+    uint32_t retry_percent;             /* 0: no budget */
+    bool eject_slow;
+    uint64_t seed;                      /* of random choices; to differ between routers */
     uint64_t heartbeat_timeout_ns;      /* a silent worker is lost; 0: never */
     uint64_t progress_timeout_ns;       /* so is one with work and no steps or output; 0: never */
     enum sl_route_policy policy;
@@ -36,12 +60,17 @@ struct sl_worker_load {
     uint32_t running, waiting;
     uint32_t pages_free, pages_total;
     uint64_t steps;
+    uint64_t rows, busy_ns;   /* of all steps so far, and the time they took */
+    uint64_t step_age_ns;     /* of the step in progress; 0: none */
+    uint64_t pending_tokens;  /* of prompts, not computed yet */
 };
 struct sl_worker_desc {
     uint64_t key;               /* caller's identity of the link, unique */
     uint64_t class_hash;        /* streams continue only within one class */
     uint32_t max_seqs, max_len;
     uint32_t queue_max;
+    uint32_t page_size;         /* of its KV cache; 0: not told */
+    uint64_t instance;          /* the same at every router, of one life of the worker; 0: key */
 };
 
 struct sl_route_request {
@@ -50,7 +79,8 @@ struct sl_route_request {
     uint32_t n_tokens;
     int32_t priority;
     uint64_t tenant;
-    uint64_t salt;
+    uint64_t session;           /* hash of a session's name; 0: none */
+    uint8_t salt[32];           /* of the prefix cache */
     uint64_t deadline_ns;       /* 0: none */
     bool has_class;             /* only workers of class_hash may compute it */
     uint64_t class_hash;
@@ -73,7 +103,13 @@ struct sl_action {
 
 struct sl_router_stats {
     uint32_t workers, ready_workers, inflight, waiting;
+    uint32_t ejected;             /* slow workers left out or probed */
     uint64_t n_routed, n_retried, n_failed, n_fenced;
+    uint64_t n_moved;             /* of n_retried those that are moves */
+    uint64_t n_retries_denied;    /* by the budget */
+    uint64_t n_ejected;
+    uint64_t n_cached_expected;   /* tokens that were expected in the chosen workers' caches */
+    uint32_t kv_keys;
 };
 
 enum sl_status sl_router_open(const struct sl_router_config *cfg, struct sl_router **out,
@@ -90,6 +126,10 @@ void sl_router_worker_load(struct sl_router *r, uint64_t key, const struct sl_wo
                            uint64_t now_ns);
 /* The link is gone. */
 void sl_router_worker_down(struct sl_router *r, uint64_t key, uint64_t now_ns);
+/* What a worker says of its prefix cache, by its pages' keys. All unknown workers are ignored. */
+void sl_router_kv_stored(struct sl_router *r, uint64_t worker_key, const uint8_t page_key[32]);
+void sl_router_kv_removed(struct sl_router *r, uint64_t worker_key, const uint8_t page_key[32]);
+void sl_router_kv_cleared(struct sl_router *r, uint64_t worker_key);
 /* No new work; what runs goes on. */
 void sl_router_worker_drain(struct sl_router *r, uint64_t key);
 
