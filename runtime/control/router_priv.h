@@ -18,8 +18,7 @@ struct worker {
     uint64_t seen_ns, progress_ns, stuck_steps, last_routed;
     uint32_t n_reqs, n_sent;
     uint32_t foreign; /* requests of others, by its last report */
-    uint64_t
-        n_new; /* prompt tokens of our requests it is expected to compute before a first token */
+    uint64_t n_new;          /* tokens it has to compute before our requests' next ones, as expected */
     uint64_t foreign_tokens; /* the same of others' requests, by its last report */
     bool reported;           /* since it came up */
     bool lost, stuck, draining;
