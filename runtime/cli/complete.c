@@ -4,6 +4,7 @@
 
 #include <sluice/base/json.h>
 #include <sluice/base/time.h>
+#include <sluice/text/chain.h>
 #include <sluice/transport/http_client.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -70,10 +71,37 @@ static void print_text(void *ctx, const char *text, size_t len)
 
 /* --- complete --------------------------------------------------------------------------------- */
 
-static void print_completion(const struct session *s, const struct sl_buf *text, size_t n_prompt,
+/* `,"sluice":{...}`: what `sluice audit` needs, as a server gives it with return_chain. */
+static void put_proof(struct sl_buf *b, const struct session *s, const struct sl_tokens *prompt,
+                      const struct sl_sampling *sampling)
+{
+    struct sl_engine_info info;
+    struct sl_chain chain;
+    sl_engine_info(s->engine, &info);
+    struct sl_str class_name = sl_str_of(info.class_name);
+    sl_chain_start(&chain, class_name, prompt->ids, (uint32_t)prompt->n, sampling, 0);
+    for (size_t i = 0; i < s->tokens.n; i++)
+        sl_chain_add(&chain, s->tokens.ids[i]);
+    struct sl_proof p = {.class_name = class_name,
+                         .sampling = sampling,
+                         .tokens = s->tokens.ids,
+                         .n_tokens = (uint32_t)s->tokens.n,
+                         .chain = &chain};
+    sl_buf_puts(b, ",\"sluice\":{\"version\":1,\"stop\":[],\"include_stop\":false,"
+                   "\"skip_special\":true,\"echo\":false,\"prompts\":[[");
+    for (size_t i = 0; i < prompt->n; i++)
+        sl_buf_printf(b, i ? ",%u" : "%u", prompt->ids[i]);
+    sl_buf_puts(b, "]],\"choices\":[");
+    sl_proof_print(b, &p);
+    sl_buf_puts(b, "]}");
+}
+
+static void print_completion(const struct session *s, const struct sl_buf *text,
+                             const struct sl_tokens *prompt, const struct sl_sampling *sampling,
                              const struct session_result *r)
 {
     struct sl_buf b = {0};
+    size_t n_prompt = prompt->n;
     sl_buf_printf(&b,
                   "{\"id\":\"cmpl-%016llx\",\"object\":\"text_completion\",\"created\":%llu,"
                   "\"model\":",
@@ -84,8 +112,10 @@ static void print_completion(const struct session *s, const struct sl_buf *text,
     sl_buf_json_str(&b, text->data ? text->data : "", text->len);
     sl_buf_printf(&b,
                   ",\"logprobs\":null,\"finish_reason\":\"%s\"}],\"usage\":{\"prompt_tokens\":%zu,"
-                  "\"completion_tokens\":%u,\"total_tokens\":%zu}}\n",
+                  "\"completion_tokens\":%u,\"total_tokens\":%zu}",
                   r->finish_reason, n_prompt, r->n_tokens, n_prompt + r->n_tokens);
+    put_proof(&b, s, prompt, sampling);
+    sl_buf_puts(&b, "}\n");
     fwrite(b.data, 1, b.len, stdout);
     sl_buf_free(&b);
 }
@@ -108,7 +138,7 @@ static enum sl_status complete_here(const struct talk_options *o, const char *op
         st = session_generate(&s, &prompt, &sampling, o->json ? keep_text : print_text,
                               o->json ? &text : NULL, &r, err);
     if (!st && o->json)
-        print_completion(&s, &text, prompt.n, &r);
+        print_completion(&s, &text, &prompt, &sampling, &r);
     else if (!st)
         putchar('\n');
     sl_buf_free(&text);

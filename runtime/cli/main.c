@@ -40,6 +40,7 @@ static const struct verb verbs[] = {
     {"worker", sl_cli_worker, "a worker of a cluster", &sl_doc_worker},
     {"chat", sl_cli_chat, "talk to a model in the terminal", &sl_doc_chat},
     {"complete", sl_cli_complete, "complete one prompt", &sl_doc_complete},
+    {"audit", sl_cli_audit, "tell whether a model gave a stored answer", &sl_doc_audit},
     {"bench", sl_cli_bench, "load tests and benchmarks", NULL},
     {"inspect", sl_cli_inspect, "what is in a model file", &sl_doc_inspect},
     {"tokenize", sl_cli_tokenize, "tokens of a text", &sl_doc_tokenize},

@@ -66,6 +66,7 @@ void session_close(struct session *s)
         sl_tokenizer_close(s->tokenizer);
     if (s->gguf)
         sl_gguf_close(s->gguf);
+    sl_tokens_free(&s->tokens);
     *s = (struct session){0};
 }
 
@@ -81,6 +82,7 @@ static bool take(struct session *s, const struct sl_engine_out *o, struct sl_det
     if (o->has_token) {
         if (!out->n_tokens++)
             out->first_token_ns = sl_now_ns() - start;
+        sl_tokens_push(&s->tokens, o->token.token);
         sl_detok_push(detok, s->tokenizer, o->token.token, text);
     }
     if (!o->end)
@@ -104,6 +106,7 @@ enum sl_status session_generate(struct session *s, const struct sl_tokens *promp
                                   .sampling = *sampling};
     uint64_t start = sl_now_ns();
     *out = (struct session_result){.finish_reason = "error"};
+    s->tokens.n = 0;
     enum sl_status r = sl_engine_submit(s->engine, &q, err);
     if (r)
         return r;

@@ -15,6 +15,7 @@ struct session {
     struct sl_engine *engine;
     char name[128]; /* the file's name without folder and .gguf */
     char sha256[65];
+    struct sl_tokens tokens; /* of the latest request */
 };
 
 /* Opens `operand` (NULL: the default model). `cfg` says how; gguf, stop_ids and weights_sha256 are
@@ -23,8 +24,8 @@ enum sl_status session_open(struct session *s, const char *operand, struct sl_en
                             char *const *env, struct sl_err *err);
 void session_close(struct session *s);
 
-/* Runs one request to its end; `on_text` gets text as it is certain, `tokens` (may be NULL) every
- * token. Returns the finish reason. */
+/* Runs one request to its end; `on_text` gets text as it is certain; the tokens stand in
+ * s->tokens afterwards. */
 struct session_result {
     const char *finish_reason;
     uint32_t n_tokens;

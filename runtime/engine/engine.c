@@ -26,17 +26,17 @@ static uint64_t physical_bytes(void)
     return pages > 0 && size > 0 ? (uint64_t)pages * (uint64_t)size : (uint64_t)1 << 30;
 }
 
-static enum sl_status open_backend(struct sl_engine *e, const struct sl_engine_config *cfg,
-                                   struct sl_err *err)
+enum sl_status sl_engine_open_backend(const struct sl_engine_config *cfg, struct sl_backend **out,
+                                      struct sl_err *err)
 {
     const char *name = cfg->backend ? cfg->backend : "cpu";
     if (!strcmp(name, "ref"))
-        return sl_ref_open(&e->backend, err);
+        return sl_ref_open(out, err);
     if (strcmp(name, "cpu") != 0)
         return sl_fail_param(err, SL_UNSUPPORTED, "backend", "backend '%s' is not implemented",
                              name);
     struct sl_cpu_config cpu = {.isa = cfg->isa, .n_threads = or_default(cfg->n_threads, 1)};
-    return sl_cpu_open(&cpu, &e->backend, err);
+    return sl_cpu_open(&cpu, out, err);
 }
 
 /* Limits that follow from the configuration and the model. */
@@ -150,15 +150,19 @@ static bool open_queues(struct sl_engine *e)
     return true;
 }
 
-/* What must be equal for two workers to give the same bits. */
-static void name_class(struct sl_engine *e, const struct sl_engine_config *cfg,
-                       const struct sl_model_config *m)
+void sl_engine_name_class(char name[SL_CLASS_NAME_MAX], const struct sl_engine_config *cfg,
+                          const struct sl_backend *b, const struct sl_model *m, const char *arch)
 {
-    struct sl_model_class c = sl_model_class(e->model);
-    snprintf(e->class_name, sizeof e->class_name, "%s/%s/%.64s/kv-%s/s%u.%u/seg%u/r%u",
-             e->backend->ops->name, m->arch, cfg->weights_sha256 ? cfg->weights_sha256 : "unknown",
+    struct sl_model_class c = sl_model_class(m);
+    snprintf(name, SL_CLASS_NAME_MAX, "%s/%s/%.64s/kv-%s/s%u.%u/seg%u/r%u", b->ops->name, arch,
+             cfg->weights_sha256 ? cfg->weights_sha256 : "unknown",
              sl_dtype_row(cfg->kv_dtype)->text, c.n_attn_slices, c.n_ffn_slices, c.attn_segment,
              c.numerics_revision);
+}
+
+static void name_parts(struct sl_engine *e, const struct sl_engine_config *cfg, const char *arch)
+{
+    sl_engine_name_class(e->class_name, cfg, e->backend, e->model, arch);
     snprintf(e->isa_name, sizeof e->isa_name, "%s", sl_isa_name(e->backend->isa));
     e->info.class_name = e->class_name;
     e->info.isa = e->isa_name;
@@ -170,7 +174,8 @@ static enum sl_status open_parts(struct sl_engine *e, const struct sl_engine_con
 {
     struct sl_model_config m;
     enum sl_status status = sl_model_read_config(cfg->gguf, &m, err);
-    if (status || (status = open_backend(e, cfg, err)) || (status = plan_limits(e, cfg, &m, err)))
+    if (status || (status = sl_engine_open_backend(cfg, &e->backend, err)) ||
+        (status = plan_limits(e, cfg, &m, err)))
         return status;
     if ((status = open_kv(e, cfg, &m, err)) || (status = open_sched(e, cfg, err)))
         return status;
@@ -186,7 +191,7 @@ static enum sl_status open_parts(struct sl_engine *e, const struct sl_engine_con
     if (e->backend->isa_fell_back)
         sl_log(SL_LOG_WARN, "an instruction set failed its self-check; %s is in force instead",
                sl_isa_name(e->backend->isa));
-    name_class(e, cfg, &m);
+    name_parts(e, cfg, m.arch);
     sl_pacer_init(&e->pacer, or_default(cfg->step_target_ms, STEP_TARGET_MS_DEFAULT),
                   e->info.max_batch_tokens, cfg->fixed_chunk);
     if (!open_buffers(e, cfg) || !open_queues(e))

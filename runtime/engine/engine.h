@@ -9,8 +9,9 @@
 #include <pthread.h>
 #include <stdatomic.h>
 
-#define STEPS_IN_FLIGHT 64 /* finished steps a slow consumer may leave untaken */
-#define ENDED_PER_STEP  64 /* endings by cancel or deadline reported with one step */
+#define STEPS_IN_FLIGHT   64 /* finished steps a slow consumer may leave untaken */
+#define SL_CLASS_NAME_MAX 192
+#define ENDED_PER_STEP    64 /* endings by cancel or deadline reported with one step */
 
 /* One request while the engine has it. Made by the submitting thread in one allocation, then owned
  * by the engine thread. */
@@ -40,7 +41,7 @@ void sl_pacer_observe(struct pacer *p, uint32_t rows, uint64_t ns);
 
 struct sl_engine {
     struct sl_engine_info info;
-    char class_name[192];
+    char class_name[SL_CLASS_NAME_MAX];
     char isa_name[16];
 
     struct sl_backend *backend;
@@ -73,6 +74,13 @@ struct sl_engine {
     pthread_mutex_t stats_lock;
     struct sl_engine_stats stats; /* published by the engine thread after each step */
 };
+
+/* engine.c: also what an audit opens. The class is what must be equal for two workers to give the
+ * same bits. */
+enum sl_status sl_engine_open_backend(const struct sl_engine_config *cfg, struct sl_backend **out,
+                                      struct sl_err *err);
+void sl_engine_name_class(char name[SL_CLASS_NAME_MAX], const struct sl_engine_config *cfg,
+                          const struct sl_backend *b, const struct sl_model *m, const char *arch);
 
 /* engine_loop.c */
 void *sl_engine_thread(void *arg);

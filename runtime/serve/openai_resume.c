@@ -111,16 +111,15 @@ static void put_ids(struct sl_buf *b, const uint32_t *ids, size_t n)
 
 void out_proof_choice(struct sl_buf *b, uint32_t index, uint32_t prompt, const struct gen_end *e)
 {
-    char hex[2 * SL_CHAIN_BYTES + 1];
-    sl_hex(e->chain->link, SL_CHAIN_BYTES, hex);
-    sl_buf_printf(b, "{\"index\":%u,\"prompt\":%u,\"choice\":%u,\"class\":", index, prompt,
-                  e->choice);
-    sl_buf_json_str(b, e->class_name.data ? e->class_name.data : "", e->class_name.len);
-    sl_buf_printf(b, ",\"seed\":%lld,\"sampling\":", (long long)e->sampling->seed);
-    sl_sampling_print(b, e->sampling);
-    sl_buf_puts(b, ",\"tokens\":");
-    put_ids(b, e->tokens, e->n_tokens);
-    sl_buf_printf(b, ",\"chain\":\"%s\"}", hex);
+    struct sl_proof p = {.index = index,
+                         .prompt = prompt,
+                         .choice = e->choice,
+                         .class_name = e->class_name,
+                         .sampling = e->sampling,
+                         .tokens = e->tokens,
+                         .n_tokens = e->n_tokens,
+                         .chain = e->chain};
+    sl_proof_print(b, &p);
 }
 
 /* `,"sluice":{...}`: prompts, stop strings and, for each choice, all it was made from. */

@@ -1,6 +1,8 @@
-/* Sampling parameters as a JSON object, complete and exact: what a stored answer carries. */
+/* Sampling parameters as a JSON object, complete and exact, and what a stored answer says with it.
+ */
 #include <sluice/text/chain.h>
 
+#include <sluice/base/containers.h>
 #include <sluice/base/limits.h>
 #include <string.h>
 
@@ -58,6 +60,21 @@ void sl_sampling_print(struct sl_buf *b, const struct sl_sampling *s)
     for (uint32_t i = 0; i < s->n_stop_ids; i++)
         sl_buf_printf(b, i ? ",%u" : "%u", s->stop_ids[i]);
     sl_buf_puts(b, "]}");
+}
+
+void sl_proof_print(struct sl_buf *b, const struct sl_proof *p)
+{
+    char hex[2 * SL_CHAIN_BYTES + 1];
+    sl_hex(p->chain->link, SL_CHAIN_BYTES, hex);
+    sl_buf_printf(b, "{\"index\":%u,\"prompt\":%u,\"choice\":%u,\"class\":", p->index, p->prompt,
+                  p->choice);
+    sl_buf_json_str(b, p->class_name.data ? p->class_name.data : "", p->class_name.len);
+    sl_buf_printf(b, ",\"seed\":%lld,\"sampling\":", (long long)p->sampling->seed);
+    sl_sampling_print(b, p->sampling);
+    sl_buf_puts(b, ",\"tokens\":[");
+    for (uint32_t i = 0; i < p->n_tokens; i++)
+        sl_buf_printf(b, i ? ",%u" : "%u", p->tokens[i]);
+    sl_buf_printf(b, "],\"chain\":\"%s\"}", hex);
 }
 
 /* --- reading ---------------------------------------------------------------------------------- */

@@ -72,4 +72,15 @@ void sl_sampling_print(struct sl_buf *b, const struct sl_sampling *s);
 enum sl_status sl_sampling_read(const struct sl_json *o, struct sl_arena *arena,
                                 struct sl_sampling *out, struct sl_err *err);
 
+/* One choice of a `sluice` object: all it was made from, and its chain. Borrowed. */
+struct sl_proof {
+    uint32_t index, prompt, choice; /* of the answer; of its prompts; of the prompt's choices */
+    struct sl_str class_name;
+    const struct sl_sampling *sampling;
+    const uint32_t *tokens;
+    uint32_t n_tokens;
+    const struct sl_chain *chain; /* after the tokens */
+};
+void sl_proof_print(struct sl_buf *b, const struct sl_proof *p);
+
 #endif
