@@ -43,13 +43,17 @@ bool sl_sched_import(struct sl_sched *s, uint32_t page, const uint8_t *parent,
     return added;
 }
 
-uint32_t sl_sched_n_cached(const struct sl_sched *s, const uint8_t (*keys)[32],
-                           const uint32_t *tokens, uint32_t n_pages)
+uint32_t sl_sched_n_cached(struct sl_sched *s, const uint8_t (*keys)[32], const uint32_t *tokens,
+                           uint32_t n_pages)
 {
-    uint32_t n = 0;
-    bool unused;
+    uint32_t n = 0, page;
     while (n < n_pages &&
-           sl_prefix_peek(&s->kv, keys[n], tokens + (size_t)n * s->cfg.page_size, &unused))
+           sl_prefix_find(&s->kv, keys[n], tokens + (size_t)n * s->cfg.page_size, &page))
         n++;
+    for (uint32_t i = n; i-- > 0;) /* the tail first, as sequences give them back */
+        if (sl_prefix_find(&s->kv, keys[i], tokens + (size_t)i * s->cfg.page_size, &page)) {
+            sl_kv_release(&s->kv, page);
+            sl_kv_release(&s->kv, page);
+        }
     return n;
 }

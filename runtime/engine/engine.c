@@ -1,11 +1,14 @@
 /* Opens and closes an engine, and its front: submit, cancel, poll. */
 #include "engine.h"
+#include "transfer.h"
 
+#include <sluice/base/limits.h>
 #include <sluice/base/log.h>
 #include <sluice/base/time.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <time.h>
 #include <unistd.h>
 
 #define SEQS_DEFAULT           64
@@ -113,10 +116,13 @@ static bool open_buffers(struct sl_engine *e, const struct sl_engine_config *cfg
     e->sampled = calloc(rows, sizeof *e->sampled);
     e->sample_status = calloc(rows, sizeof *e->sample_status);
     e->ended = calloc(rows, sizeof *e->ended);
+    e->step_exports = calloc(rows, sizeof *e->step_exports);
+    e->keeps_prefixes = cfg->prefix_cache;
     e->scratch = calloc(e->info.n_threads, sizeof(struct sl_sampler_scratch *));
     e->stop_ids = calloc(cfg->n_stop_ids + 1, sizeof *e->stop_ids);
     if (!e->logits || !e->row_max || !e->row_log_sum || !e->row_argmax || !e->committed ||
-        !e->sampled || !e->sample_status || !e->ended || !e->scratch || !e->stop_ids)
+        !e->sampled || !e->sample_status || !e->step_exports || !e->ended || !e->scratch ||
+        !e->stop_ids)
         return false;
     if (cfg->n_stop_ids)
         memcpy(e->stop_ids, cfg->stop_ids, cfg->n_stop_ids * sizeof *e->stop_ids);
@@ -130,7 +136,7 @@ static bool open_buffers(struct sl_engine *e, const struct sl_engine_config *cfg
 /* Cancels must always find room: submits take at most half of it. */
 static size_t inbox_capacity(const struct sl_engine *e)
 {
-    return 4 * ((size_t)e->info.queue_max + e->info.max_seqs);
+    return 4 * ((size_t)e->info.queue_max + e->info.max_seqs + SL_LIMIT_bulk_connections);
 }
 
 static bool open_queues(struct sl_engine *e)
@@ -223,16 +229,27 @@ enum sl_status sl_engine_open(const struct sl_engine_config *cfg, struct sl_engi
     return SL_OK;
 }
 
+static void drop_job(struct sl_engine *e, struct job *j)
+{
+    if (j && j->export)
+        sl_export_end(e, j->export, SL_CANCELLED);
+    sl_job_free(j);
+}
+
 /* Requests that no one will compute any more. */
 static void drop_requests(struct sl_engine *e)
 {
     struct cmd *c;
     while (e->inbox && (c = sl_queue_pop(e->inbox))) {
-        sl_job_free(c->job);
+        if (c->kind == CMD_EXPORT_CLOSE)
+            sl_export_drop(e, c->transfer);
+        if (c->kind == CMD_IMPORT_CLOSE) /* its answer, if still inside, came before */
+            sl_import_finish(e, c->transfer);
+        drop_job(e, c->job);
         free(c);
     }
     while (e->jobs.next && !sl_list_empty(&e->jobs))
-        sl_job_free(SL_ENTRY(e->jobs.next, struct job, link));
+        drop_job(e, SL_ENTRY(e->jobs.next, struct job, link));
 }
 
 static void close_buffers(struct sl_engine *e)
@@ -242,8 +259,9 @@ static void close_buffers(struct sl_engine *e)
     for (uint32_t i = 0; e->steps && i < STEPS_IN_FLIGHT; i++)
         free(e->steps[i].outs);
     sl_pages_free(e->logits, (size_t)e->info.max_seqs * e->info.n_vocab * sizeof *e->logits);
-    void *all[] = {e->row_max, e->row_log_sum,   e->row_argmax, e->committed, e->sampled,
-                   e->ended,   e->sample_status, e->scratch,    e->stop_ids,  e->steps};
+    void *all[] = {e->row_max,  e->row_log_sum, e->row_argmax,    e->committed,
+                   e->sampled,  e->ended,       e->sample_status, e->scratch,
+                   e->stop_ids, e->steps,       e->step_exports};
     for (size_t i = 0; i < sizeof all / sizeof *all; i++)
         free(all[i]);
 }
@@ -286,11 +304,22 @@ static enum sl_status send_command(struct sl_engine *e, enum cmd_kind kind, uint
     struct cmd *c = malloc(sizeof *c);
     if (!c)
         return SL_NO_MEMORY;
-    *c = (struct cmd){kind, id, job};
+    *c = (struct cmd){.kind = kind, .id = id, .job = job};
     if (sl_queue_push(e->inbox, c))
         return SL_OK;
     free(c);
     return SL_QUEUE_FULL;
+}
+
+void sl_engine_tell(struct sl_engine *e, enum cmd_kind kind, void *transfer)
+{
+    const struct timespec nap = {0, 1000 * 1000};
+    struct cmd *c;
+    while (!(c = malloc(sizeof *c)))
+        nanosleep(&nap, NULL);
+    *c = (struct cmd){.kind = kind, .transfer = transfer};
+    while (!sl_queue_push(e->inbox, c))
+        nanosleep(&nap, NULL);
 }
 
 static enum sl_status check_request(const struct sl_engine *e, const struct sl_engine_request *r,

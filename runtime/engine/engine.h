@@ -21,13 +21,22 @@ struct job {
     struct sl_counts counts;      /* n_slots 0 when no penalty is on */
     uint32_t n_done;              /* tokens generated, earlier workers' included */
     bool reported_cached;
+    struct sl_export *export; /* its pages are read while they are computed; else NULL */
 };
 
-enum cmd_kind { CMD_SUBMIT, CMD_CANCEL, CMD_PREEMPT };
+enum cmd_kind {
+    CMD_SUBMIT,
+    CMD_CANCEL,
+    CMD_PREEMPT,
+    CMD_EXPORT_CLOSE,
+    CMD_IMPORT_OPEN,
+    CMD_IMPORT_CLOSE
+};
 struct cmd {
     enum cmd_kind kind;
     uint64_t id;
     struct job *job;
+    void *transfer; /* struct sl_export or sl_import */
 };
 
 /* How many rows a step may have, from the speed of the steps before. */
@@ -50,6 +59,9 @@ struct sl_engine {
     struct sl_sched *sched;
     struct pacer pacer;
     struct sl_list jobs; /* every request the engine thread has taken */
+    bool keeps_prefixes;
+    struct sl_export **step_exports; /* [max_seqs] of the step in flight */
+    uint32_t n_step_exports, step_rows;
 
     uint32_t *stop_ids;
     uint32_t n_stop_ids;
@@ -82,12 +94,18 @@ enum sl_status sl_engine_open_backend(const struct sl_engine_config *cfg, struct
 void sl_engine_name_class(char name[SL_CLASS_NAME_MAX], const struct sl_engine_config *cfg,
                           const struct sl_backend *b, const struct sl_model *m, const char *arch);
 
+/* engine.c: a command that must arrive: waits for room in the inbox. */
+void sl_engine_tell(struct sl_engine *e, enum cmd_kind kind, void *transfer);
+
+/* export.c: a row of the KV cache. */
+void *sl_engine_kv_row(const struct sl_engine *e, uint32_t page, uint32_t layer);
+
 /* engine_loop.c */
 void *sl_engine_thread(void *arg);
 
 /* job.c: a copy of the request with everything it points to; NULL when out of memory. */
 struct job *sl_job_new(const struct sl_engine_request *r);
-void sl_job_free(struct job *j);
+void sl_job_free(struct job *j); /* its export, if any, was told before */
 void sl_job_count(struct job *j, uint32_t token);
 /* Whether the token that was just sampled, the n_done-th, ends the sequence. `position` is its
  * index in the sequence. */

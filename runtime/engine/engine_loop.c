@@ -2,6 +2,7 @@
  *
  * Between plan and commit nothing is allocated and no lock is taken but the queues'. */
 #include "engine.h"
+#include "transfer.h"
 
 #include <sluice/base/log.h>
 #include <sluice/base/time.h>
@@ -49,22 +50,31 @@ static void stats_publish(struct sl_engine *e, uint64_t step_ns)
     pthread_mutex_unlock(&e->stats_lock);
 }
 
-static void out_end(struct sl_engine_step *s, struct job *j, enum sl_end end, enum sl_status status)
+/* The end of a job. */
+static void job_done(struct sl_engine *e, struct job *j, enum sl_status status)
+{
+    if (j->export)
+        sl_export_end(e, j->export, status);
+    sl_job_free(j);
+}
+
+static void out_end(struct sl_engine *e, struct sl_engine_step *s, struct job *j, enum sl_end end,
+                    enum sl_status status)
 {
     struct sl_engine_out *o = &s->outs[s->n_outs++];
     *o = (struct sl_engine_out){
         .id = j->req.seq.id, .user = j->req.seq.user, .end = end, .status = status};
-    sl_job_free(j);
+    job_done(e, j, status);
 }
 
 static void refuse(struct sl_engine *e, struct job *j, enum sl_status status)
 {
     struct sl_engine_step *s = step_take(e);
     if (!s) {
-        sl_job_free(j);
+        job_done(e, j, status);
         return;
     }
-    out_end(s, j, SL_END_ERROR, status);
+    out_end(e, s, j, SL_END_ERROR, status);
     step_publish(e, s);
 }
 
@@ -82,6 +92,12 @@ static void command(struct sl_engine *e, struct cmd *c)
         if (status)
             refuse(e, c->job, status);
     }
+    if (c->kind == CMD_EXPORT_CLOSE)
+        sl_export_drop(e, c->transfer);
+    if (c->kind == CMD_IMPORT_OPEN)
+        sl_import_answer(e, c->transfer);
+    if (c->kind == CMD_IMPORT_CLOSE)
+        sl_import_finish(e, c->transfer);
     free(c);
 }
 
@@ -100,10 +116,10 @@ static void report_ended(struct sl_engine *e)
     while ((!s || s->n_outs < ENDED_PER_STEP) && sl_sched_next_ended(e->sched, &ended)) {
         struct job *j = ended.user;
         if (!s && !(s = step_take(e))) {
-            sl_job_free(j);
+            job_done(e, j, SL_CANCELLED);
             return;
         }
-        out_end(s, j, ended.end, SL_OK);
+        out_end(e, s, j, ended.end, SL_OK);
     }
     if (s)
         step_publish(e, s);
@@ -142,7 +158,9 @@ static enum sl_status compute(struct sl_engine *e, const struct sl_plan *plan)
                                  .tokens = plan->tokens,
                                  .logit_rows = plan->logit_row,
                                  .n_logit_rows = plan->n_logits,
-                                 .logits = e->logits};
+                                 .logits = e->logits,
+                                 .on_layer = e->n_step_exports ? sl_exports_layer : NULL,
+                                 .ctx = e};
     struct sl_err err;
     enum sl_status status = sl_model_forward(e->model, &e->kv, &step, NULL, &err);
     if (status) {
@@ -214,6 +232,7 @@ static void run_step(struct sl_engine *e, const struct sl_plan *plan, struct sl_
     uint32_t rows = plan->n_tok;
     s->step = plan->step;
     in_step = true;
+    sl_exports_plan(e, plan);
     enum sl_status status = compute(e, plan);
     for (uint32_t i = 0; i < plan->n_logits; i++)
         settle(e, plan, i, status, s);
@@ -221,9 +240,10 @@ static void run_step(struct sl_engine *e, const struct sl_plan *plan, struct sl_
         drop_prefills(e, plan);
     uint32_t n_ended = collect_ended(e, plan, s);
     sl_sched_commit(e->sched, e->committed, sl_now_ns());
+    sl_exports_commit(e, status);
     in_step = false;
     for (uint32_t i = 0; i < n_ended; i++)
-        sl_job_free(e->ended[i]);
+        job_done(e, e->ended[i], SL_FAILED);
 
     uint64_t ns = sl_now_ns() - start;
     sl_pacer_observe(&e->pacer, rows, ns);

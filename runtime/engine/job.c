@@ -44,6 +44,7 @@ struct job *sl_job_new(const struct sl_engine_request *r)
     if (!j)
         return NULL;
     j->req = *r;
+    j->export = r->export_to;
     struct sl_logit_bias *bias = (struct sl_logit_bias *)(void *)(j + 1);
     uint32_t *at = (uint32_t *)(void *)(bias + r->sampling.n_bias);
     if (r->sampling.n_bias)

@@ -157,9 +157,9 @@ uint32_t sl_sched_reserve(struct sl_sched *s, uint32_t n, uint32_t *pages);
  * page before, NULL at the first. False when the key is there already: the page is free again. */
 bool sl_sched_import(struct sl_sched *s, uint32_t page, const uint8_t *parent,
                      const uint8_t key[32], const uint32_t *tokens);
-/* Leading pages of these keys that the prefix cache has. */
-uint32_t sl_sched_n_cached(const struct sl_sched *s, const uint8_t (*keys)[32],
-                           const uint32_t *tokens, uint32_t n_pages);
+/* Leading pages of these keys that the prefix cache has; they count as used just now. */
+uint32_t sl_sched_n_cached(struct sl_sched *s, const uint8_t (*keys)[32], const uint32_t *tokens,
+                           uint32_t n_pages);
 
 /* Forgets the prefix cache (test and admin). */
 void sl_sched_reset_cache(struct sl_sched *s);

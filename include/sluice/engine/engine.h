@@ -17,6 +17,7 @@
 
 struct sl_gguf;
 struct sl_engine;
+struct sl_export;
 
 struct sl_engine_config {
     const struct sl_gguf *gguf;   /* outlives the engine */
@@ -52,6 +53,7 @@ struct sl_engine_request {
     struct sl_sched_request seq;  /* seq.user is kept and handed back */
     struct sl_sampling sampling;
     uint32_t choice;
+    struct sl_export *export_to;  /* set by sl_export_open, else NULL */
 };
 
 struct sl_engine_out {
