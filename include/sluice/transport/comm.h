@@ -5,18 +5,23 @@
  * kernels' tree_sum for the model), so no reduction depends on timing or on the transport.
  *
  * No call blocks for ever. An operation fails with SL_PEER when a peer is gone, or made no progress
- * for `op_timeout_ms` (counted from the last operation that peer is known to have finished, not from
- * our own start), with SL_CANCELLED after sl_comm_abort. After the first failure every further
- * operation of the communicator fails at once with the same status: the group is done and has to be
- * opened anew. Thread rule: operations from one thread at a time; abort, progress and stats from
- * any.
+ * for `op_timeout_ms` (counted from its last progress, not from our own start, which gives it a
+ * quarter of that time at least), with SL_CANCELLED after sl_comm_abort. Progress is an operation
+ * or a piece of one done, sl_comm_progress, or sl_comm_poll; a rank that waits for a third is
+ * judged by that one. Until a rank has finished its first operation it has `join_timeout_ms`
+ * instead: it may still be loading. After the first failure every further operation of the
+ * communicator and of its sub-groups fails at once with the same status: the group is done and has
+ * to be opened anew. An argument that makes no sense is SL_INVALID and ends nothing; ranks out of
+ * step (another operation, other sizes, another sub-group) are SL_FAILED and do. Thread rule:
+ * operations from one thread at a time; abort, progress and stats from any.
  *
  * Rendezvous: rank 0 binds a ZeroMQ endpoint, the others connect. There they prove that they belong
- * to the same group (same `group` and `n_ranks`, equal `config_hash`) and learn each other's address
- * and a fresh random key of the group; on tcp this happens over CURVE unless the endpoint is a
- * loopback address. Links between ranks are shared memory on one machine (memfd, sealed, passed by
- * descriptor over a 0700 unix socket) or TCP with TLS 1.3, keyed with that key. Backends are tables behind
- * one interface: shm, tcp; NCCL comes beside them. */
+ * to the same group (same `group` and `n_ranks`, equal `config_hash`) and learn each other's
+ * address and a fresh random key of the group; on tcp this happens over CURVE unless the endpoint
+ * is a loopback address. Links between ranks are shared memory on one machine (memfd, sealed,
+ * passed by descriptor over an abstract unix socket of a random name to processes of the same user
+ * that hold the key; nothing is left in any folder) or TCP with TLS 1.3, keyed with that key.
+ * Backends are tables behind one interface: shm, tcp; NCCL comes beside them. */
 #ifndef SLUICE_TRANSPORT_COMM_H
 #define SLUICE_TRANSPORT_COMM_H
 
@@ -37,15 +42,15 @@ enum sl_comm_kind {
 
 struct sl_comm_config {
     uint32_t rank, n_ranks;
-    const char *rendezvous;  /* "ipc://PATH" or "tcp://HOST:PORT": bound by rank 0 */
-    const char *curve_dir;   /* keys for a rendezvous beyond loopback; NULL: none */
-    const char *group;       /* name of the group, at most 63 bytes */
-    uint64_t config_hash;    /* of whatever must be equal on all ranks */
+    const char *rendezvous; /* "ipc://PATH" or "tcp://HOST:PORT": bound by rank 0 */
+    const char *curve_dir;  /* keys for a rendezvous beyond loopback; NULL: none */
+    const char *group;      /* name of the group, at most 63 bytes */
+    uint64_t config_hash;   /* of whatever must be equal on all ranks */
     enum sl_comm_kind kind;
-    const char *host;        /* address that TCP links listen on; NULL: 127.0.0.1 */
-    uint32_t join_timeout_ms; /* for all ranks to come together; 0: 30000 */
-    uint32_t op_timeout_ms;   /* a peer without progress for so long is lost; 0: 1000 */
-    const volatile bool *stop; /* may be NULL: set by another thread or a handler to give up joining */
+    const char *host;          /* address that TCP links listen on; NULL: 127.0.0.1 */
+    uint32_t join_timeout_ms;  /* for all ranks to come together; 0: 30000 */
+    uint32_t op_timeout_ms;    /* a peer without progress for so long is lost; 0: 1000 */
+    const volatile bool *stop; /* may be NULL: set elsewhere to give up joining */
 };
 
 /* Blocks until all ranks are there. SL_PEER when they are not within join_timeout_ms, SL_CONFIG for
@@ -55,7 +60,8 @@ enum sl_status sl_comm_open(const struct sl_comm_config *cfg, struct sl_comm **o
                             struct sl_err *err);
 /* Never blocks on a peer. The others see this rank as gone. */
 void sl_comm_close(struct sl_comm *c);
-/* From any thread, any number of times: operations in flight and later ones fail. Peers learn of it. */
+/* From any thread, any number of times: operations in flight and later ones fail. Peers learn of
+ * it. */
 void sl_comm_abort(struct sl_comm *c);
 
 uint32_t sl_comm_rank(const struct sl_comm *c);
@@ -63,7 +69,10 @@ uint32_t sl_comm_n_ranks(const struct sl_comm *c);
 enum sl_comm_kind sl_comm_kind(const struct sl_comm *c); /* in force, never AUTO */
 
 /* A group of some of the ranks over the same links: `ranks` [n] ascending ranks of `parent`, this
- * one among them; all of them call it. Its ranks are the indices. Closed before the parent. */
+ * one among them; all of them call it. Its ranks are the indices. Closed before the parent.
+ * Operations of several groups keep one order between any two ranks: a rank does in all its groups
+ * together what its peers expect in theirs (as one program run by all does). Abort, failure and
+ * progress are those of the parent; what it moves counts in the parent's stats too. */
 enum sl_status sl_comm_sub(struct sl_comm *parent, const uint32_t *ranks, uint32_t n,
                            struct sl_comm **out, struct sl_err *err);
 
@@ -90,8 +99,8 @@ enum sl_status sl_comm_send(struct sl_comm *c, uint32_t peer, const void *data, 
 enum sl_status sl_comm_recv(struct sl_comm *c, uint32_t peer, void *data, size_t bytes,
                             struct sl_err *err);
 enum sl_status sl_comm_barrier(struct sl_comm *c, struct sl_err *err);
-/* Waits up to wait_ms for a message of `peer` without counting as a stalled operation: followers wait
- * for the next plan so. *ready false: nothing came. SL_PEER when the peer died meanwhile. */
+/* Waits up to wait_ms for a message of `peer` without counting as a stalled operation: followers
+ * wait for the next plan so. *ready false: nothing came. SL_PEER when the peer died meanwhile. */
 enum sl_status sl_comm_poll(struct sl_comm *c, uint32_t peer, uint32_t wait_ms, bool *ready,
                             struct sl_err *err);
 

@@ -1,0 +1,134 @@
+/* Inside of a communicator: the net of links that it and its sub-groups share, and the table of a
+ * backend.
+ *
+ * A backend gives every pair of ranks two byte streams (one each way) that move without blocking, a
+ * way to wait for any of them, and a view of each peer's life. Everything else (heads, operations,
+ * deadlines, the latch of the first failure) is written once, in ops.c and comm.c. A backend that
+ * brings its own collectives (NCCL) has its place as a further table beside this one: it would be
+ * opened from the same comm_join (the answer carries its id instead of addresses), share the latch,
+ * and implement ops.h's operations itself instead of streams.
+ *
+ * Thread rule: push, pull, readable, wait, view belong to the thread of operations; publish and
+ * alert may come from any thread at the same time. */
+#ifndef SLUICE_COMM_PRIV_H
+#define SLUICE_COMM_PRIV_H
+
+#include "secure_door.h"
+#include "wire.h"
+
+#include <pthread.h>
+#include <sluice/transport/comm.h>
+#include <stdatomic.h>
+
+#define COMM_OP_TIMEOUT_MS   1000
+#define COMM_JOIN_TIMEOUT_MS 30000
+#define COMM_SLICE_MS        20 /* between looks at peers' lives while waiting */
+
+struct comm_net;
+
+enum comm_peer_state { COMM_HERE, COMM_LEFT, COMM_DEAD };
+
+struct comm_view {
+    enum comm_peer_state state;
+    bool started;         /* it has finished an operation */
+    uint64_t progress_ns; /* of our sl_now_ns: its last progress, as far as we know */
+    uint64_t waiting_ns;  /* when it last said that it waits for others; 0: it does not */
+};
+
+struct comm_part {
+    const void *data;
+    size_t bytes;
+};
+
+struct comm_ops {
+    enum sl_comm_kind kind;
+    /* Moves what fits of head and body, in this order, towards `peer`. A lost peer is no error
+     * here: nothing moves, and view tells. Errors mean that the stream cannot be trusted. */
+    enum sl_status (*push)(struct comm_net *net, uint32_t peer, const struct comm_part part[2],
+                           size_t *moved, struct sl_err *err);
+    /* Whether all that was pushed has left this process's hands; tries to. */
+    bool (*flushed)(struct comm_net *net, uint32_t peer);
+    enum sl_status (*pull)(struct comm_net *net, uint32_t peer, void *data, size_t bytes,
+                           size_t *moved, struct sl_err *err);
+    bool (*readable)(struct comm_net *net, uint32_t peer);
+    /* Until a stream from a rank of `from` or to a rank of `to` (bits) may move, an alert came or
+     * until_ns passed; may return early. */
+    void (*wait)(struct comm_net *net, uint64_t from, uint64_t to, uint64_t until_ns);
+    void (*view)(struct comm_net *net, uint32_t peer, struct comm_view *out);
+    /* Tells the peers how far this rank is. Cheap; called often. */
+    void (*publish)(struct comm_net *net, uint64_t progress_ns, bool waiting);
+    /* Tells the peers and a waiter of this rank that the group has ended. */
+    void (*alert)(struct comm_net *net, const struct wire_alert *why);
+    bool (*alerted)(struct comm_net *net, struct wire_alert *why); /* by a peer */
+    void (*close)(struct comm_net *net);
+};
+
+/* First member of each backend's own net. */
+struct comm_net {
+    const struct comm_ops *ops; /* NULL: one rank alone */
+    enum sl_comm_kind kind;
+    uint32_t rank, n_ranks;
+    uint32_t op_timeout_ms, join_timeout_ms;
+    _Atomic bool started;
+    _Atomic int failed; /* enum sl_status of the first failure; the rest is under the lock */
+    pthread_mutex_t lock;
+    uint32_t blamed;
+    char why[200];
+};
+
+/* What opening goes through: the rendezvous fills `answer`, a backend makes its net from it. */
+struct comm_join {
+    const struct sl_comm_config *cfg;
+    uint64_t deadline_ns;
+    uint32_t timeout_ms;
+    struct wire_answer answer;
+    struct secure_door *door; /* TCP's; NULL when shared memory was asked for */
+    int shm_fd;               /* rank 0: listens for the others; -1: none */
+    struct rendezvous *rendezvous;
+};
+/* SL_OK while joining may go on; SL_CANCELLED, SL_PEER with `what` as the thing waited for. */
+enum sl_status comm_join_check(const struct comm_join *j, const char *what, struct sl_err *err);
+
+/* rendezvous.c: comes to know all ranks. Rank 0 keeps the socket open until rendezvous_close, so
+ * that an answer on its way arrives. */
+enum sl_status rendezvous_meet(struct comm_join *j, struct sl_err *err);
+void rendezvous_close(struct comm_join *j);
+
+/* shm.c: rank 0's socket for handing out the memory, named in answer.shm_name; then the net. */
+enum sl_status shm_listen(struct comm_join *j, struct sl_err *err);
+enum sl_status shm_net_open(struct comm_join *j, struct comm_net **out, struct sl_err *err);
+/* tcp.c */
+enum sl_status tcp_door_open(struct comm_join *j, struct sl_err *err);
+enum sl_status tcp_net_open(struct comm_join *j, struct comm_net **out, struct sl_err *err);
+
+void comm_net_init(struct comm_net *net, const struct comm_ops *ops, const struct comm_join *j);
+/* Latches the first failure, tells the peers and returns the status in force with its message. */
+enum sl_status comm_net_fail(struct comm_net *net, enum sl_status status, uint32_t blamed,
+                             const char *why, struct sl_err *err);
+/* SL_OK, or the failure that ended the group. */
+enum sl_status comm_net_check(struct comm_net *net, struct sl_err *err);
+
+/* One message under way, either direction. */
+struct comm_xfer {
+    uint32_t peer; /* of the net */
+    bool is_recv, finished;
+    uint8_t head[WIRE_HEAD_BYTES];
+    uint8_t *data;      /* read only when sending */
+    size_t bytes, done; /* done counts the head too */
+};
+
+struct sl_comm {
+    struct comm_net *net;
+    struct sl_comm *parent; /* NULL: this one owns the net */
+    uint32_t rank, n_ranks;
+    uint32_t map[SL_COMM_RANKS_MAX]; /* rank here to rank of the net */
+    uint32_t group;                  /* names it in heads */
+    uint32_t n_collectives;
+    uint32_t n_xfers;
+    struct comm_xfer xfers[2 * SL_COMM_RANKS_MAX];
+    float *tree; /* [n_ranks][COMM_TREE_FLOATS] */
+    _Atomic uint64_t n_ops, bytes_sent, bytes_received, wait_ns;
+};
+#define COMM_TREE_FLOATS 4096
+
+#endif
