@@ -293,6 +293,14 @@ void sl_members_leave(struct sl_members *m, uint64_t key, enum sl_member_why why
     meta_start(m, m->tick_ns);
 }
 
+void sl_members_gap(struct sl_members *m, uint64_t key)
+{
+    if (!find(m, key))
+        return;
+    answer(m, key, SL_PEER);
+    sl_members_leave(m, key, SL_LOST_GAP);
+}
+
 void sl_members_drain(struct sl_members *m, uint64_t key)
 {
     for (struct sl_list *l = m->members.next; l != &m->members; l = l->next)

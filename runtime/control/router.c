@@ -38,7 +38,7 @@ static bool take_memory(struct sl_router *r)
         n_buckets *= 2;
     r->workers = calloc(r->cfg.max_workers, sizeof *r->workers);
     r->reqs = calloc(r->cfg.max_requests, sizeof *r->reqs);
-    r->cancels = calloc(r->cfg.max_requests, sizeof *r->cancels);
+    r->cancels = calloc(2 * (size_t)r->cfg.max_requests, sizeof *r->cancels);
     r->buckets = calloc(n_buckets, sizeof(struct sl_hash_node *));
     r->n_leading = calloc(r->cfg.max_workers, sizeof *r->n_leading);
     r->policy = open_policy(r->cfg.policy);
@@ -173,6 +173,7 @@ static struct req *req_new(struct sl_router *r, const struct sl_route_request *f
                       .n_tokens = from->n_tokens,
                       .has_class = from->has_class,
                       .class_hash = from->class_hash,
+                      .n_before = from->n_before,
                       .priority = from->priority};
     name_pages(r, from, q);
     sl_hash_insert(&r->by_id, &q->by_id, id_hash(q->id));
@@ -220,31 +221,63 @@ void sl_router_cancel(struct sl_router *r, uint64_t id, uint64_t now_ns)
 
 /* --- what workers say about requests ---------------------------------------------------------- */
 
-/* The request if this worker owns it under this epoch. */
-static struct req *owned(struct sl_router *r, uint64_t worker_key, uint64_t id, uint32_t epoch)
+/* Nobody waits for it: the worker may drop it. Left out while many cancels are due; its next output
+ * will ask again. */
+static void drop_fenced(struct sl_router *r, uint64_t worker_key, uint64_t id, uint32_t epoch)
 {
-    struct req *q = find(r, id);
-    if (q && q->state == REQ_SENT && q->epoch == epoch && q->worker->desc.key == worker_key)
-        return q;
     r->n_fenced++;
-    return NULL;
+    if (r->n_cancels < r->cfg.max_requests && sl_router_has_worker(r, worker_key))
+        sl_push_cancel(r, worker_key, id, epoch);
 }
 
-bool sl_router_output(struct sl_router *r, uint64_t worker_key, uint64_t id, uint32_t epoch,
-                      uint32_t n_tokens, bool ended, uint64_t now_ns)
+/* The request if this worker owns it under this epoch. */
+static struct req *owned(const struct sl_router *r, uint64_t worker_key, uint64_t id,
+                         uint32_t epoch)
 {
-    struct req *q = owned(r, worker_key, id, epoch);
-    if (!q)
+    struct req *q = find(r, id);
+    bool is = q && q->state == REQ_SENT && q->epoch == epoch && q->worker->desc.key == worker_key;
+    return is ? q : NULL;
+}
+
+/* Whether these tokens are the next ones. */
+static bool is_next(struct sl_router *r, struct req *q, const struct sl_route_output *o)
+{
+    uint64_t next = (uint64_t)q->n_before + q->n_delivered + 1;
+    if (!o->ordinal || o->ordinal == next)
+        return true;
+    if (o->ordinal < next) {
+        r->n_repeated++;
         return false;
+    }
+    r->n_gaps++;
+    sl_req_retry(r, q, true, SL_PEER);
+    return false;
+}
+
+bool sl_router_output(struct sl_router *r, uint64_t worker_key, const struct sl_route_output *o,
+                      uint64_t now_ns)
+{
+    struct req *q = owned(r, worker_key, o->id, o->epoch);
+    if (!q) {
+        if (!o->ended)
+            drop_fenced(r, worker_key, o->id, o->epoch);
+        else
+            r->n_fenced++;
+        return false;
+    }
     struct worker *w = q->worker;
     w->seen_ns = w->progress_ns = now_ns;
-    if (n_tokens)
+    if (!is_next(r, q, o)) {
+        sl_router_dispatch(r, now_ns);
+        return false;
+    }
+    if (o->n_tokens)
         sl_req_began(q);
-    if (n_tokens && !q->has_class)
+    if (o->n_tokens && !q->has_class)
         q->class_hash = w->desc.class_hash;
-    q->has_class |= n_tokens > 0;
-    q->n_delivered += n_tokens;
-    if (!ended)
+    q->has_class |= o->n_tokens > 0;
+    q->n_delivered += o->n_tokens;
+    if (!o->ended)
         return true;
     sl_req_unassign(r, q, false);
     sl_req_free(r, q);
@@ -262,8 +295,10 @@ void sl_router_refused(struct sl_router *r, uint64_t worker_key, uint64_t id, ui
                        enum sl_status why, uint64_t now_ns)
 {
     struct req *q = owned(r, worker_key, id, epoch);
-    if (!q)
+    if (!q) {
+        r->n_fenced++;
         return;
+    }
     struct worker *w = q->worker;
     w->progress_ns = now_ns;
     if (!is_retryable(why)) {
@@ -289,7 +324,7 @@ static void take_cancel(struct sl_router *r, struct sl_action *out)
     const struct cancel *c = &r->cancels[r->cancel_head];
     *out = (struct sl_action){
         .kind = SL_ACT_CANCEL, .worker_key = c->worker_key, .id = c->id, .epoch = c->epoch};
-    r->cancel_head = (r->cancel_head + 1) % r->cfg.max_requests;
+    r->cancel_head = (r->cancel_head + 1) % (2 * r->cfg.max_requests);
     r->n_cancels--;
 }
 

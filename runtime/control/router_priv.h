@@ -41,7 +41,7 @@ struct req {
     uint64_t stranded_ns; /* since when no worker could ever take it; 0: one could */
     uint64_t session;
     uint64_t *chain; /* [n_chain] names of its full pages (kv_index.h) */
-    uint32_t n_chain, n_tokens, n_delivered, epoch, n_retries, n_moves;
+    uint32_t n_chain, n_tokens, n_before, n_delivered, epoch, n_retries, n_moves;
     uint32_t n_new;  /* its share of its worker's n_new; 0 once tokens came */
     bool takes_slow; /* no worker that is not slow could ever take it */
     int32_t priority;
@@ -90,11 +90,14 @@ struct sl_router {
     struct sl_hash by_id;
     struct sl_heap deadlines;
     struct sl_list free_reqs, waiting, to_send, failing;
-    struct cancel *cancels; /* ring [max_requests]: sends come last, so no more can gather */
+    /* Ring [2 * max_requests]: one for each request, since sends come last, and as many for what is
+     * computed in vain. */
+    struct cancel *cancels;
     uint32_t cancel_head, n_cancels;
     uint32_t n_waiting, n_reqs, n_stranded;
     uint64_t now_ns; /* of the last call that told the time */
     uint64_t next_uid, next_arrival, n_routed, n_retried, n_failed, n_fenced;
+    uint64_t n_repeated, n_gaps;
     uint64_t n_moved, n_retries_denied, n_cached_expected;
     uint32_t page_size;        /* of the workers' KV caches: of a chain's links */
     struct sl_kv_index *index; /* slot i: workers[i]; NULL: the policy needs none */
@@ -144,6 +147,7 @@ static inline bool sl_worker_takes(const struct worker *w, const struct req *q)
 /* router_queue.c: requests between the queue, the workers and the actions. */
 void sl_req_wait(struct sl_router *r, struct req *q);
 void sl_req_unassign(struct sl_router *r, struct req *q, bool tell_worker);
+void sl_push_cancel(struct sl_router *r, uint64_t worker_key, uint64_t id, uint32_t epoch);
 void sl_req_fail(struct sl_router *r, struct req *q, enum sl_status why);
 void sl_req_free(struct sl_router *r, struct req *q);
 /* After its worker lost or refused it: waits again, or fails with `why`, which also tells a move
@@ -153,6 +157,7 @@ void sl_req_retry(struct sl_router *r, struct req *q, bool tell_worker, enum sl_
 void sl_req_move(struct sl_router *r, struct req *q);
 /* Its worker has begun to answer: its prompt is computed. */
 void sl_req_began(struct req *q);
+bool sl_router_has_worker(const struct sl_router *r, uint64_t key);
 /* Takes back what the worker was chosen for but not sent yet. */
 void sl_worker_retract(struct sl_router *r, struct worker *w);
 bool sl_req_assign(struct sl_router *r, struct req *q, uint64_t now_ns);

@@ -30,11 +30,11 @@ static void unwait(struct sl_router *r, struct req *q)
     q->stranded_ns = 0;
 }
 
-static void push_cancel(struct sl_router *r, const struct req *q)
+void sl_push_cancel(struct sl_router *r, uint64_t worker_key, uint64_t id, uint32_t epoch)
 {
-    sl_assert(r->n_cancels < r->cfg.max_requests);
-    uint32_t at = (uint32_t)(((uint64_t)r->cancel_head + r->n_cancels++) % r->cfg.max_requests);
-    r->cancels[at] = (struct cancel){q->worker->desc.key, q->id, q->epoch};
+    sl_assert(r->n_cancels < 2 * r->cfg.max_requests);
+    uint32_t at = (r->cancel_head + r->n_cancels++) % (2 * r->cfg.max_requests);
+    r->cancels[at] = (struct cancel){worker_key, id, epoch};
 }
 
 void sl_req_unassign(struct sl_router *r, struct req *q, bool tell_worker)
@@ -42,7 +42,7 @@ void sl_req_unassign(struct sl_router *r, struct req *q, bool tell_worker)
     struct worker *w = q->worker;
     bool sent = q->state == REQ_SENT;
     if (sent && tell_worker)
-        push_cancel(r, q);
+        sl_push_cancel(r, w->desc.key, q->id, q->epoch);
     sl_list_remove(&q->link);
     sl_list_remove(&q->send);
     sl_req_began(q);

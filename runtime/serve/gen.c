@@ -162,6 +162,7 @@ static enum sl_status route(struct gen *g, struct sl_err *err)
         struct sl_route_request q = {.id = s->id,
                                      .tokens = s->log.ids,
                                      .n_tokens = (uint32_t)s->log.n,
+                                     .n_before = (uint32_t)s->log.n - s->n_prompt,
                                      .priority = g->params.priority,
                                      .tenant = g->tenant,
                                      .deadline_ns = g->deadline_ns,
@@ -519,7 +520,12 @@ void gen_output(struct node *n, uint64_t link, const struct sl_msg_out *o, uint6
         sl_router_refused(n->router, link, o->id, o->epoch, (enum sl_status)o->status, now);
         return;
     }
-    if (!sl_router_output(n->router, link, o->id, o->epoch, o->n_tokens, o->end != 0, now) || !s)
+    struct sl_route_output out = {.id = o->id,
+                                  .epoch = o->epoch,
+                                  .ordinal = o->ordinal,
+                                  .n_tokens = o->n_tokens,
+                                  .ended = o->end != 0};
+    if (!sl_router_output(n->router, link, &out, now) || !s)
         return;
     struct gen *g = s->gen;
     bool kept = !o->n_tokens || s->class_name.data || start_chain(s, link);

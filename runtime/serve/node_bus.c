@@ -116,13 +116,15 @@ static void peer_lost(struct node *n, struct peer *p, const struct sl_member_act
                                        [SL_LOST_SILENT] = "is silent",
                                        [SL_LOST_GONE] = "is gone",
                                        [SL_LOST_REPLACED] = "registers again",
+                                       [SL_LOST_GAP] = "lost messages on the way",
                                        [SL_LOST_REFUSED] = "is refused"};
     sl_log(a->why == SL_LOST_BYE ? SL_LOG_INFO : SL_LOG_WARN, "worker %u %s", p->hello.pid,
            text[a->why]);
     if (p->joined)
         sl_router_worker_down(n->router, p->key, now);
     peer_free(p);
-    bool answered = a->why == SL_LOST_REFUSED; /* the link goes with the answer */
+    /* these are answered, and the link goes with the answer */
+    bool answered = a->why == SL_LOST_REFUSED || a->why == SL_LOST_GAP;
     if (!answered && !find_peer(n, a->key))
         sl_bus_drop(n->bus, a->key);
 }
@@ -302,6 +304,11 @@ static void dispatch(struct node *n, uint64_t key, const struct sl_msg *m, uint6
 {
     if (m->kind == SL_MSG_HELLO) {
         on_hello(n, key, &m->hello, now);
+        return;
+    }
+    if (m->gap) {
+        sl_members_gap(n->members, key);
+        follow_members(n, now);
         return;
     }
     struct peer *p = find_peer(n, key);

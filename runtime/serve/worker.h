@@ -33,6 +33,7 @@ struct request {
     struct sl_list of_link;
     uint64_t id, engine_id;
     uint32_t epoch, link;
+    uint32_t n_generated; /* tokens after the prompt, those of other workers included */
     bool want_logprob;
     bool orphan; /* nobody waits for its output any more */
 };

@@ -196,6 +196,10 @@ static void hear(struct worker *w, uint32_t link, const struct sl_msg *m)
 {
     struct link *l = &w->links[link];
     l->heard_ns = sl_now_ns();
+    if (m->gap && l->state == LINK_UP) {
+        sl_log(SL_LOG_WARN, "messages of the router at %s were lost", w->cfg->connect[link]);
+        worker_link_broken(w, link);
+    }
     if (l->state == LINK_SILENT)
         l->state = LINK_GREET; /* back again, and its requests are gone */
     if (l->state == LINK_UP || m->kind == SL_MSG_DRAIN)

@@ -138,6 +138,7 @@ static enum sl_status start(struct worker *w, uint32_t link, const struct sl_msg
     r->id = m->id;
     r->epoch = m->epoch;
     r->link = link;
+    r->n_generated = m->n_tokens - m->n_prompt;
     r->want_logprob = m->want_logprob;
     r->engine_id = w->next_engine_id++;
     struct sl_engine_request q;
@@ -209,12 +210,15 @@ static float finite_logprob(float x)
 }
 
 /* Share `at` of the message from one output of the engine. */
-static void write_out(struct worker *w, uint32_t at, const struct request *r,
+static void write_out(struct worker *w, uint32_t at, struct request *r,
                       const struct sl_engine_out *o)
 {
     struct sl_msg_out *m = &w->outs[at];
-    *m =
-        (struct sl_msg_out){.id = r->id, .epoch = r->epoch, .end = o->end, .n_cached = o->n_cached};
+    *m = (struct sl_msg_out){.id = r->id,
+                             .epoch = r->epoch,
+                             .end = o->end,
+                             .n_cached = o->n_cached,
+                             .ordinal = r->n_generated + 1};
     if (o->end == SL_END_ERROR) {
         m->status = o->status != SL_OK ? o->status : SL_FAILED;
         m->message = sl_str_of(sl_status_row(m->status)->text);
@@ -231,6 +235,7 @@ static void write_out(struct worker *w, uint32_t at, const struct request *r,
     }
     m->tokens = &w->tokens[at];
     m->n_tokens = 1;
+    r->n_generated++;
     m->logprobs = r->want_logprob ? &w->logprobs[at] : NULL;
     m->n_top = o->token.n_top;
     m->top_tokens = top_tokens;
@@ -244,7 +249,7 @@ static void send_share(struct worker *w, uint32_t link, const struct sl_engine_s
     struct sl_msg msg = {.kind = SL_MSG_STEP};
     struct sl_err err;
     for (uint32_t i = 0; i < s->n_outs; i++) {
-        const struct request *r = s->outs[i].user;
+        struct request *r = s->outs[i].user;
         if (!r->orphan && r->link == link)
             write_out(w, n++, r, &s->outs[i]);
     }

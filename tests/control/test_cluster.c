@@ -360,7 +360,12 @@ static void on_out(struct world *w, const struct event *e)
         sl_router_refused(w->router, e->key, e->id, e->epoch, e->refused, w->now_ns);
         return;
     }
-    if (!sl_router_output(w->router, e->key, e->id, e->epoch, e->has_token, e->ended, w->now_ns))
+    struct sl_route_output o = {.id = e->id,
+                                .epoch = e->epoch,
+                                .ordinal = e->has_token ? e->n - q->n_prompt + 1 : 0,
+                                .n_tokens = e->has_token,
+                                .ended = e->ended};
+    if (!sl_router_output(w->router, e->key, &o, w->now_ns))
         return;
     if (e->has_token) {
         uint32_t right = fake_next(q->salt, q->tokens, q->n);

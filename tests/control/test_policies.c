@@ -478,9 +478,10 @@ static void test_retry_budget(void **state)
         check(r);
         if (!sl_router_next_action(r, &a))
             fail_msg("request %u neither failed nor went on", i);
-        if (a.kind == SL_ACT_SEND)
-            sl_router_output(r, a.worker_key, a.id, a.epoch, 1, true, 0);
-        else
+        if (a.kind == SL_ACT_SEND) {
+            struct sl_route_output o = {.id = a.id, .epoch = a.epoch, .n_tokens = 1, .ended = true};
+            sl_router_output(r, a.worker_key, &o, 0);
+        } else
             assert_int_equal(a.status, SL_FAILED);
     }
     sl_router_stats(r, &st);

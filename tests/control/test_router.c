@@ -47,6 +47,20 @@ static void load(struct sl_router *r, uint64_t key, uint32_t running, uint64_t s
     check(r);
 }
 
+static bool output_at(struct sl_router *r, uint64_t key, uint64_t id, uint32_t epoch,
+                      uint32_t ordinal, uint32_t n_tokens, bool ended)
+{
+    struct sl_route_output o = {
+        .id = id, .epoch = epoch, .ordinal = ordinal, .n_tokens = n_tokens, .ended = ended};
+    return sl_router_output(r, key, &o, 0);
+}
+
+static bool output(struct sl_router *r, uint64_t key, uint64_t id, uint32_t epoch,
+                   uint32_t n_tokens, bool ended)
+{
+    return output_at(r, key, id, epoch, 0, n_tokens, ended);
+}
+
 static enum sl_status try_submit(struct sl_router *r, uint64_t id, int32_t priority,
                                  uint64_t deadline_ns)
 {
@@ -164,7 +178,7 @@ static void test_late_binding(void **state)
     assert_int_equal(stats(r).waiting, 3);
     static const uint64_t order[] = {6, 4, 5};
     for (uint32_t i = 0; i < 3; i++) {
-        assert_true(sl_router_output(r, 7, i + 1, 1, 1, true, 0));
+        assert_true(output(r, 7, i + 1, 1, 1, true));
         expect_send(r, order[i], 7, 1);
         none(r);
     }
@@ -236,18 +250,18 @@ static void test_worker_down(void **state)
     up(r, 7, 4, 0);
     submit(r, 1);
     expect_send(r, 1, 7, 1);
-    assert_true(sl_router_output(r, 7, 1, 1, 3, false, 0));
+    assert_true(output(r, 7, 1, 1, 3, false));
     up(r, 8, 4, 0);
     sl_router_worker_down(r, 7, 0);
     expect_send(r, 1, 8, 2); /* no cancel: the link is gone */
     none(r);
-    assert_false(sl_router_output(r, 7, 1, 1, 1, false, 0));
-    assert_false(sl_router_output(r, 8, 1, 1, 1, false, 0));
-    assert_false(sl_router_output(r, 7, 1, 2, 1, false, 0));
-    assert_false(sl_router_output(r, 8, 2, 2, 1, false, 0));
+    assert_false(output(r, 7, 1, 1, 1, false));
+    assert_false(output(r, 8, 1, 1, 1, false));
+    assert_false(output(r, 7, 1, 2, 1, false));
+    assert_false(output(r, 8, 2, 2, 1, false));
     assert_int_equal(stats(r).n_fenced, 4);
-    assert_true(sl_router_output(r, 8, 1, 2, 1, true, 0));
-    assert_false(sl_router_output(r, 8, 1, 2, 1, true, 0));
+    assert_true(output(r, 8, 1, 2, 1, true));
+    assert_false(output(r, 8, 1, 2, 1, true));
     assert_int_equal(stats(r).inflight, 0);
     assert_int_equal(stats(r).n_retried, 1);
     sl_router_close(r);
@@ -280,7 +294,7 @@ static void test_class(void **state)
     submit(r, 2);
     expect_send(r, 1, 7, 1);
     expect_send(r, 2, 7, 1);
-    assert_true(sl_router_output(r, 7, 1, 1, 1, false, 0));
+    assert_true(output(r, 7, 1, 1, 1, false));
     up(r, 8, 4, 222);
     sl_router_worker_down(r, 7, 5);
     expect_send(r, 2, 8, 2);
@@ -438,6 +452,34 @@ static void test_refused_by_the_only(void **state)
     sl_router_close(r);
 }
 
+/* Tokens are taken once each and in order: those seen before are dropped, and where some are
+ * missing the request is sent again. Counting begins behind the tokens it was submitted with. */
+static void test_ordinals(void **state)
+{
+    (void)state;
+    struct sl_router *r = open_with(base);
+    static const uint32_t tokens[10] = {1, 2, 3, 4, 5, 6, 7, 8, 9, 10};
+    struct sl_route_request q = {.id = 1, .tokens = tokens, .n_tokens = 10, .n_before = 4};
+    up(r, 7, 4, 0);
+    assert_int_equal(sl_router_submit(r, &q, 0, NULL), SL_OK);
+    expect_send(r, 1, 7, 1);
+    assert_true(output_at(r, 7, 1, 1, 5, 2, false));
+    assert_false(output_at(r, 7, 1, 1, 5, 2, false));
+    assert_false(output_at(r, 7, 1, 1, 1, 1, false));
+    assert_true(output_at(r, 7, 1, 1, 7, 1, false));
+    none(r);
+    assert_int_equal(stats(r).n_repeated, 2);
+    assert_false(output_at(r, 7, 1, 1, 9, 1, true));
+    expect_cancel(r, 1, 7, 1);
+    expect_send(r, 1, 7, 2);
+    assert_int_equal(stats(r).n_gaps, 1);
+    assert_false(output_at(r, 7, 1, 1, 8, 1, false)); /* the missing one, too late */
+    expect_cancel(r, 1, 7, 1);
+    assert_true(output_at(r, 7, 1, 2, 8, 1, true));
+    none(r);
+    sl_router_close(r);
+}
+
 static void test_cancel(void **state)
 {
     (void)state;
@@ -454,7 +496,8 @@ static void test_cancel(void **state)
     sl_router_cancel(r, 3, 0);
     expect_cancel(r, 3, 7, 1);
     none(r);
-    assert_false(sl_router_output(r, 7, 3, 1, 1, false, 0));
+    assert_false(output(r, 7, 3, 1, 1, false));
+    expect_cancel(r, 3, 7, 1); /* it goes on: said again */
     assert_int_equal(try_submit(r, 4, 0, 10), SL_OK);
     sl_router_tick(r, 10);
     sl_router_cancel(r, 4, 10); /* its failure is not reported any more */
@@ -493,7 +536,7 @@ static void test_worker_drain(void **state)
     submit(r, 2);
     sl_router_worker_drain(r, 7);
     none(r);
-    assert_true(sl_router_output(r, 7, 1, 1, 1, true, 0));
+    assert_true(output(r, 7, 1, 1, 1, true));
     up(r, 8, 4, 0);
     expect_send(r, 2, 8, 2);
     assert_int_equal(stats(r).ready_workers, 1);
@@ -525,14 +568,15 @@ static void test_registers_again(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_submit_refuses), cmocka_unit_test(test_late_binding),
-        cmocka_unit_test(test_least_load),     cmocka_unit_test(test_prefix_affinity),
-        cmocka_unit_test(test_worker_down),    cmocka_unit_test(test_retries_are_bounded),
-        cmocka_unit_test(test_class),          cmocka_unit_test(test_stranded),
-        cmocka_unit_test(test_timeouts),       cmocka_unit_test(test_comes_back),
-        cmocka_unit_test(test_refusals),       cmocka_unit_test(test_refused_by_the_only),
-        cmocka_unit_test(test_cancel),         cmocka_unit_test(test_deadlines),
-        cmocka_unit_test(test_worker_drain),   cmocka_unit_test(test_registers_again),
+        cmocka_unit_test(test_submit_refuses),  cmocka_unit_test(test_late_binding),
+        cmocka_unit_test(test_least_load),      cmocka_unit_test(test_prefix_affinity),
+        cmocka_unit_test(test_worker_down),     cmocka_unit_test(test_retries_are_bounded),
+        cmocka_unit_test(test_class),           cmocka_unit_test(test_stranded),
+        cmocka_unit_test(test_timeouts),        cmocka_unit_test(test_comes_back),
+        cmocka_unit_test(test_refusals),        cmocka_unit_test(test_refused_by_the_only),
+        cmocka_unit_test(test_ordinals),        cmocka_unit_test(test_cancel),
+        cmocka_unit_test(test_deadlines),       cmocka_unit_test(test_worker_drain),
+        cmocka_unit_test(test_registers_again),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

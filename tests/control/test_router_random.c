@@ -163,7 +163,9 @@ static void speak(struct world *w, struct job *j)
     n = n < q->n_wanted - j->next ? n : q->n_wanted - j->next;
     bool ended = j->next + n == q->n_wanted;
     m->steps++;
-    if (sl_router_output(w->r, j->worker_key, j->id, j->epoch, n, ended, w->now_ns)) {
+    struct sl_route_output o = {
+        .id = j->id, .epoch = j->epoch, .ordinal = j->next + 1, .n_tokens = n, .ended = ended};
+    if (sl_router_output(w->r, j->worker_key, &o, w->now_ns)) {
         MUST(w, q->fate == LIVE && j->epoch == q->epoch, "request %u: stale output taken", j->id);
         MUST(w, j->next == q->n_delivered, "request %u: token %u after %u", j->id, j->next,
              q->n_delivered);

@@ -635,6 +635,7 @@ static void senseless_messages_are_ignored(void **state)
     struct sl_msg hello = {.kind = SL_MSG_HELLO, .hello = f.r->hello};
     hello.hello.model = hello.hello.site = hello.hello.role = SL_STR("x");
     hello.hello.isa = hello.hello.backend = hello.hello.class_name = SL_STR("x");
+    hello.hello.greeting = 0; /* which no worker says: it opens no numbering */
     tell(f.r, &hello);
     struct sl_msg get = {.kind = SL_MSG_META_GET};
     memcpy(get.meta.sha256, f.r->hello.meta_sha256, 32);

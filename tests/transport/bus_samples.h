@@ -123,7 +123,8 @@ static void sample_step(struct samples *s, struct sl_msg *m)
                                      .n_top = 2,
                                      .top_tokens = s->top_tokens,
                                      .top_logprobs = s->top_logprobs,
-                                     .n_cached = 1024};
+                                     .n_cached = 1024,
+                                     .ordinal = SL_BUS_TOKENS_MAX};
     s->outs[1] = (struct sl_msg_out){.id = 1, .tokens = s->out_tokens, .n_tokens = 1, .end = 2};
     s->outs[2] = (struct sl_msg_out){
         .id = 2, .end = 5, .status = SL_DRAINING, .message = SL_STR("leaving: 3 of 4")};

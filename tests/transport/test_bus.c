@@ -144,13 +144,16 @@ static void exchange(const char *bind)
     assert_int_equal(m.hello.pid, s.m[0].hello.pid);
     assert_true(link != 0);
     until_connected(worker, 1);
-    for (int i = 0; i < N_SAMPLES; i++) {
-        send_ok(router, link, &s.m[i]);
+    s.m[0].hello.greeting++; /* a HELLO counts once */
+    for (int i = 0; i < N_SAMPLES; i++)
         send_ok(worker, 0, &s.m[i]);
-    }
     for (int i = 0; i < N_SAMPLES; i++) {
         assert_int_equal(recv_msg(router, &m), link);
         assert_int_equal(m.kind, s.m[i].kind);
+    }
+    for (int i = 1; i < N_SAMPLES; i++) /* all but HELLO, which routers never say */
+        send_ok(router, link, &s.m[i]);
+    for (int i = 1; i < N_SAMPLES; i++) {
         assert_int_equal(recv_msg(worker, &m), 0);
         assert_int_equal(m.kind, s.m[i].kind);
     }
@@ -158,7 +161,7 @@ static void exchange(const char *bind)
     struct sl_bus_stats stats;
     sl_bus_stats(router, &stats);
     assert_int_equal(stats.n_received, N_SAMPLES + 1);
-    assert_int_equal(stats.n_sent, N_SAMPLES);
+    assert_int_equal(stats.n_sent, N_SAMPLES - 1);
     assert_int_equal(stats.n_malformed, 0);
     sl_bus_close(worker);
     sl_bus_close(router);

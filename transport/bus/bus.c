@@ -26,6 +26,7 @@
 /* A known peer of a router; link 0 marks a free slot. */
 struct peer {
     uint64_t link, id_hash;
+    struct sl_bus_order order;
     uint8_t id_len;
     uint8_t id[ROUTING_ID_MAX];
 };
@@ -244,6 +245,12 @@ static uint64_t link_of(struct sl_bus *b, const void *id, size_t len)
     return p->link;
 }
 
+/* Of a link that is there. */
+static struct sl_bus_order *order_of(struct sl_bus *b, uint64_t link)
+{
+    return b->is_router ? &peer_by_link(b, link)->order : &b->sockets[link].order;
+}
+
 void sl_bus_drop(struct sl_bus *b, uint64_t link)
 {
     struct peer *p = b->is_router ? peer_by_link(b, link) : NULL;
@@ -328,6 +335,11 @@ static bool accept(struct sl_bus *b, struct parcel *p, uint32_t socket, uint64_t
         sl_log(SL_LOG_WARN, "bus: peer refused, %d links are in use", SL_LIMIT_workers);
         return false;
     }
+    if (!sl_bus_order_heard(order_of(b, *link), out)) {
+        b->stats.n_repeated++;
+        return false;
+    }
+    b->stats.n_gaps += out->gap;
     b->stats.n_received++;
     return true;
 }
@@ -396,8 +408,11 @@ enum sl_status sl_bus_send(struct sl_bus *b, uint64_t link, const struct sl_msg 
     const struct peer *peer = b->is_router ? peer_by_link(b, link) : NULL;
     if (b->is_router ? !peer : link >= b->n_sockets)
         return send_failed(b, link, EHOSTUNREACH, err);
+    struct sl_msg stamped = *m;
+    struct sl_bus_order *order = order_of(b, link);
+    sl_bus_order_stamp(order, &stamped);
     sl_buf_clear(&b->encoded);
-    enum sl_status s = sl_msg_encode(m, &b->encoded, err);
+    enum sl_status s = sl_msg_encode(&stamped, &b->encoded, err);
     if (s != SL_OK)
         return s;
     void *zmq = b->is_router ? b->sockets[0].zmq : b->sockets[link].zmq;
@@ -407,6 +422,7 @@ enum sl_status sl_bus_send(struct sl_bus *b, uint64_t link, const struct sl_msg 
     look_again(b, zmq);
     if (rc < 0)
         return send_failed(b, link, why, err);
+    sl_bus_order_sent(order, &stamped);
     b->stats.n_sent++;
     b->stats.bytes_sent += b->encoded.len;
     return SL_OK;

@@ -9,6 +9,7 @@ struct bus_socket {
     void *zmq;
     void *monitor;       /* NULL at a router */
     uint64_t n_connects; /* handshakes completed */
+    struct sl_bus_order order; /* of a worker's one link here */
     bool connected;
 };
 

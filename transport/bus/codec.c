@@ -5,6 +5,7 @@
  * the Protocol Buffers encoding page (protobuf.dev). */
 #include "codec.h"
 
+#include <sluice/base/containers.h>
 #include <sluice/base/limits.h>
 #include <sluice/transport/bus.h>
 
@@ -19,15 +20,17 @@
 #define HELLO_NUMBERS(X)                                                                           \
     X(version)                                                                                     \
     X(pid)                                                                                         \
-    X(rank) X(tp) X(pp) X(threads) X(max_seqs) X(max_len) X(max_batch_tokens) X(n_vocab)           \
-        X(page_size) X(queue_max) X(weight_bytes) X(meta_bytes) X(instance) X(greeting)
+    X(rank)                                                                                        \
+    X(tp) X(pp) X(threads) X(max_seqs) X(max_len) X(max_batch_tokens) X(n_vocab) X(page_size)      \
+        X(queue_max) X(weight_bytes) X(meta_bytes) X(instance) X(greeting)
 #define HELLO_TEXTS(X) X(model) X(site) X(role) X(isa) X(backend) X(class_name)
 #define LOAD_NUMBERS(X)                                                                            \
     X(running)                                                                                     \
     X(waiting)                                                                                     \
     X(pages_free)                                                                                  \
-    X(pages_total) X(steps) X(prefill_tokens) X(decode_tokens) X(preempted) X(prefix_queries)      \
-        X(prefix_hits) X(last_step_age_ms) X(op_calls)
+    X(pages_total)                                                                                 \
+    X(steps) X(prefill_tokens) X(decode_tokens) X(preempted) X(prefix_queries) X(prefix_hits)      \
+        X(last_step_age_ms) X(op_calls)
 #define RANK_NUMBERS(X)                                                                            \
     X(rank)                                                                                        \
     X(pid) X(threads) X(weight_bytes) X(kv_bytes) X(comm_bytes) X(steps) X(op_calls)
@@ -35,11 +38,12 @@
     X(id)                                                                                          \
     X(epoch)                                                                                       \
     X(n_prompt)                                                                                    \
-    X(choice) X(priority) X(tenant) X(seed) X(deadline_ms) X(temperature) X(top_p) X(min_p)        \
-        X(typical_p) X(presence_penalty) X(frequency_penalty) X(repetition_penalty) X(top_k)       \
-            X(n_logprobs) X(min_tokens) X(max_tokens)
+    X(choice)                                                                                      \
+    X(priority) X(tenant) X(seed) X(deadline_ms) X(temperature) X(top_p) X(min_p) X(typical_p)     \
+        X(presence_penalty) X(frequency_penalty) X(repetition_penalty) X(top_k) X(n_logprobs)      \
+            X(min_tokens) X(max_tokens)
 #define SUBMIT_BOOLS(X) X(want_logprob) X(ignore_eos) X(no_prefix_cache)
-#define OUT_NUMBERS(X)  X(id) X(epoch) X(n_top) X(end) X(status) X(n_cached)
+#define OUT_NUMBERS(X)  X(id) X(epoch) X(n_top) X(end) X(status) X(n_cached) X(ordinal)
 
 /* ---- bytes to message ---- */
 
@@ -299,6 +303,30 @@ static enum sl_status body_of(struct decoder *d, const Sluice__Bus__Envelope *e,
     }
 }
 
+/* The check is the last field: two bytes of field number and type, eight of XXH3 in wire order. */
+#define CHECK_BYTES 10
+
+static const uint8_t check_key[2] = {(29 << 3 & 0x7f) | 0x80 | 1, 29 >> 4};
+
+static void write_check(uint8_t at[CHECK_BYTES], const void *data, size_t size)
+{
+    uint64_t sum = sl_hash64(data, size, 0);
+    memcpy(at, check_key, sizeof check_key);
+    for (size_t i = 0; i < 8; i++)
+        at[2 + i] = (uint8_t)(sum >> 8 * i);
+}
+
+static bool check_fits(const Sluice__Bus__Envelope *e, const uint8_t *data, size_t size)
+{
+    uint8_t right[CHECK_BYTES];
+    if (!e->check)
+        return true;
+    if (size < CHECK_BYTES)
+        return false;
+    write_check(right, data, size - CHECK_BYTES);
+    return !memcmp(right, data + size - CHECK_BYTES, CHECK_BYTES);
+}
+
 enum sl_status sl_msg_decode(const void *data, size_t size, struct sl_arena *arena,
                              struct sl_msg *out, struct sl_err *err)
 {
@@ -314,9 +342,13 @@ enum sl_status sl_msg_decode(const void *data, size_t size, struct sl_arena *are
         return refuse_memory(&d);
     if (!e)
         return refuse(&d, "message", "is not in the bus's format");
+    if (!check_fits(e, data, size))
+        return refuse(&d, "check", "does not fit the bytes before it");
     enum sl_status s = known(&d, "message", &e->base);
     if (s == SL_OK)
         s = body_of(&d, e, out);
+    out->tag = e->tag;
+    out->seq = e->seq;
     if (s == SL_OK)
         s = sl_msg_check(out, err);
     if (s != SL_OK)
@@ -349,12 +381,18 @@ static void sink_append(ProtobufCBuffer *b, size_t len, const uint8_t *data)
 
 static enum sl_status pack(Sluice__Bus__Envelope *e, struct sl_buf *out, struct sl_err *err)
 {
-    size_t size = sluice__bus__envelope__get_packed_size(e);
+    size_t size = sluice__bus__envelope__get_packed_size(e) + CHECK_BYTES;
     if (size > SL_LIMIT_bus_message_bytes)
         return sl_fail(err, SL_TOO_LARGE, "bus: message of %zu bytes, at most %d", size,
                        SL_LIMIT_bus_message_bytes);
     struct sink sink = {.base = {.append = sink_append}, .out = out};
+    uint8_t check[CHECK_BYTES];
+    size_t at = out->len;
     sluice__bus__envelope__pack_to_buffer(e, &sink.base);
+    if (!out->failed)
+        write_check(check, out->data + at, out->len - at);
+    if (!out->failed)
+        sl_buf_append(out, check, sizeof check);
     return out->failed
                ? sl_fail(err, SL_NO_MEMORY, "bus: no memory for a message of %zu bytes", size)
                : SL_OK;
@@ -576,8 +614,10 @@ enum sl_status sl_msg_encode(const struct sl_msg *m, struct sl_buf *out, struct 
     struct sl_arena scratch;
     struct wire w;
     sl_arena_init(&scratch, ENCODE_SCRATCH_BYTES);
-    s = put_body(&w, m, &scratch) ? pack(&w.envelope, out, err)
-                                  : sl_fail(err, SL_NO_MEMORY, "bus: no memory to encode");
+    bool fits = put_body(&w, m, &scratch);
+    w.envelope.tag = m->tag;
+    w.envelope.seq = m->seq;
+    s = fits ? pack(&w.envelope, out, err) : sl_fail(err, SL_NO_MEMORY, "bus: no memory to encode");
     sl_arena_free(&scratch);
     return s;
 }

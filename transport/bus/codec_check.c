@@ -160,6 +160,7 @@ static void check_out(struct check *c, const struct sl_msg_out *o)
     range(c, "out.end", o->end, 0, N_END - 1);
     range(c, "out.status", o->status, 0, SL_N_STATUS - 1);
     range(c, "out.n_cached", o->n_cached, 0, SL_BUS_TOKENS_MAX);
+    range(c, "out.ordinal", o->ordinal, 0, SL_BUS_TOKENS_MAX);
     if ((o->end == N_END - 1) != (o->status != SL_OK))
         refuse(c, "out.status", "and the kind of end contradict each other");
     if (o->n_top > 0 && !(o->top_tokens && o->top_logprobs) && o->n_tokens > 0)

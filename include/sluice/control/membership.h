@@ -57,6 +57,7 @@ enum sl_member_why {
     SL_LOST_SILENT,
     SL_LOST_GONE,     /* its link or its process ended */
     SL_LOST_REPLACED, /* it registered again */
+    SL_LOST_GAP,      /* messages of its link were lost: it is told to register again */
     SL_LOST_REFUSED   /* model, metadata or the router's capacity */
 };
 struct sl_member_action {
@@ -96,6 +97,8 @@ void sl_members_model(struct sl_members *m, uint64_t key, enum sl_status status,
 void sl_members_refuse(struct sl_members *m, uint64_t key, enum sl_status status);
 /* It left (BYE), or its link or process ended. */
 void sl_members_leave(struct sl_members *m, uint64_t key, enum sl_member_why why);
+/* Messages of its link were lost on the way. */
+void sl_members_gap(struct sl_members *m, uint64_t key);
 /* Tells one member, or all with key 0, to finish and leave. */
 void sl_members_drain(struct sl_members *m, uint64_t key);
 

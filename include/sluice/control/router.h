@@ -77,6 +77,7 @@ struct sl_route_request {
     uint64_t id;
     const uint32_t *tokens;     /* read during the call: prefix affinity hashes full pages */
     uint32_t n_tokens;
+    uint32_t n_before;          /* of them generated before: a stream that goes on here */
     int32_t priority;
     uint64_t tenant;
     uint64_t session;           /* hash of a session's name; 0: none */
@@ -104,7 +105,7 @@ struct sl_action {
 struct sl_router_stats {
     uint32_t workers, ready_workers, inflight, waiting;
     uint32_t ejected;             /* slow workers left out or probed */
-    uint64_t n_routed, n_retried, n_failed, n_fenced;
+    uint64_t n_routed, n_retried, n_failed, n_fenced, n_repeated, n_gaps;
     uint64_t n_moved;             /* of n_retried those that are moves */
     uint64_t n_retries_denied;    /* by the budget */
     uint64_t n_ejected;
@@ -141,10 +142,18 @@ enum sl_status sl_router_submit(struct sl_router *r, const struct sl_route_reque
 void sl_router_drain(struct sl_router *r); /* refuse new requests, finish the rest */
 /* The client went away: no further action names the request but SL_ACT_CANCEL to its worker. */
 void sl_router_cancel(struct sl_router *r, uint64_t id, uint64_t now_ns);
-/* Tokens arrived. True: deliver them; false: fenced (stale epoch, unknown id, other worker). With
- * `ended` the request leaves the table. */
-bool sl_router_output(struct sl_router *r, uint64_t worker_key, uint64_t id, uint32_t epoch,
-                      uint32_t n_tokens, bool ended, uint64_t now_ns);
+struct sl_route_output {
+    uint64_t id;
+    uint32_t epoch;
+    uint32_t ordinal;           /* of the first token: 1 follows the prompt; 0: not told */
+    uint32_t n_tokens;
+    bool ended;                 /* the request leaves the table with it */
+};
+/* Tokens arrived. True: deliver them. False: fenced (stale epoch, unknown id, other worker), seen
+ * before, or tokens before them are missing: then the request is sent again. A worker that computes
+ * what nobody waits for is told to drop it. */
+bool sl_router_output(struct sl_router *r, uint64_t worker_key, const struct sl_route_output *o,
+                      uint64_t now_ns);
 /* A worker refused or failed one request: retried while `why` may be different elsewhere or later
  * (SL_QUEUE_FULL, SL_DRAINING, SL_LOADING, SL_NO_MEMORY, SL_PEER, SL_FAILED) and retries are left,
  * else failed with `why`. All but SL_FAILED also hold the worker back until its next load. */

@@ -100,6 +100,7 @@ struct sl_msg_out {
     uint32_t status;           /* enum sl_status of an error */
     struct sl_str message;
     uint32_t n_cached;         /* prompt tokens found in the prefix cache; with the first token */
+    uint32_t ordinal;          /* of its first token, else the next: 1 follows the prompt; 0: unsaid */
 };
 struct sl_msg_step {
     uint64_t step;
@@ -128,6 +129,8 @@ struct sl_msg_ranks {
 
 struct sl_msg {
     enum sl_msg_kind kind;
+    bool gap;                  /* received, but others before it were lost: start the link over */
+    uint64_t tag, seq;         /* of sl_bus_order; the bus sets and checks them */
     union {
         struct sl_msg_hello hello;
         struct sl_msg_welcome welcome;
@@ -141,10 +144,23 @@ struct sl_msg {
 };
 
 /* Pure codec, fuzzed: bytes to message and back. Decoded pointers live in the arena. SL_INVALID
- * names the field. */
+ * names the field. The last bytes are a check of those before; a message may come without (version
+ * 1), but not with a wrong one. */
 enum sl_status sl_msg_decode(const void *data, size_t size, struct sl_arena *arena,
                              struct sl_msg *out, struct sl_err *err);
 enum sl_status sl_msg_encode(const struct sl_msg *m, struct sl_buf *out, struct sl_err *err);
+
+/* Numbers on a link's messages. ZeroMQ keeps order and loses nothing while a connection stands; the
+ * numbers make that an observation instead of a hope, and refuse frames that are sent again. A
+ * HELLO opens a numbering for both directions: all messages carry its `greeting` as tag and count
+ * from 1. What carries another tag or a number seen before is dropped; a number left out is a gap.
+ * Number 0 is outside of it all: links without HELLO, peers of version 1. */
+struct sl_bus_order {
+    uint64_t tag, n_sent, n_heard;
+};
+void sl_bus_order_stamp(const struct sl_bus_order *o, struct sl_msg *m);      /* before sending */
+void sl_bus_order_sent(struct sl_bus_order *o, const struct sl_msg *stamped); /* it has left */
+bool sl_bus_order_heard(struct sl_bus_order *o, struct sl_msg *m);            /* false: drop it */
 
 struct sl_bus;
 struct sl_bus_config {
@@ -187,7 +203,8 @@ uint64_t sl_bus_n_connects(const struct sl_bus *b, uint64_t link);
 bool sl_bus_connected(const struct sl_bus *b, uint64_t link);
 
 struct sl_bus_stats {
-    uint64_t n_sent, n_received, n_malformed, n_refused, bytes_sent, bytes_received;
+    uint64_t n_sent, n_received, n_malformed, n_refused, n_repeated, n_gaps;
+    uint64_t bytes_sent, bytes_received;
 };
 void sl_bus_stats(const struct sl_bus *b, struct sl_bus_stats *out);
 
