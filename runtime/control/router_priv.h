@@ -42,6 +42,7 @@ struct req {
     uint64_t session;
     uint64_t *chain; /* [n_chain] names of its full pages (kv_index.h) */
     uint32_t n_chain, n_tokens, n_before, n_delivered, epoch, n_retries, n_moves;
+    uint32_t n_at_move; /* tokens delivered in all, when it was last sent again */
     uint32_t n_new;  /* its share of its worker's n_new; 0 once tokens came */
     bool takes_slow; /* no worker that is not slow could ever take it */
     int32_t priority;

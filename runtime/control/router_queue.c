@@ -118,6 +118,9 @@ void sl_req_retry(struct sl_router *r, struct req *q, bool tell_worker, enum sl_
     bool move = is_move(why);
     sl_req_unassign(r, q, tell_worker);
     sl_req_wait(r, q);
+    if (q->n_delivered - q->n_at_move >= SL_ROUTER_FORGIVE_TOKENS)
+        q->n_retries = 0;
+    q->n_at_move = q->n_delivered;
     if (counts && (q->n_retries >= r->cfg.retries_max || (!move && !spend_retry(r)))) {
         sl_req_fail(r, q, why);
         return;

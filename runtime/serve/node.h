@@ -100,6 +100,7 @@ struct node {
     struct sl_hash_node *stream_buckets[STREAM_BUCKETS];
     struct sl_hash streams;
     uint64_t next_id;
+    uint64_t n_stale_outs; /* of workers that were given up, late: refused before the router */
 
     uint8_t (*keys)[32]; /* SHA-256 of the API keys */
     uint32_t n_keys;

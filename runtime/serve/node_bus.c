@@ -314,6 +314,7 @@ static void dispatch(struct node *n, uint64_t key, const struct sl_msg *m, uint6
     struct peer *p = find_peer(n, key);
     bool asks = m->kind == SL_MSG_LOAD; /* the others come with no connection to speak of */
     if (!sl_members_heard(n->members, key, asks, now) || !p) {
+        n->n_stale_outs += m->kind == SL_MSG_STEP ? m->step.n_outs : 0;
         follow_members(n, now);
         sl_bus_drop(n->bus, key);
         return;

@@ -22,7 +22,7 @@ GAUGE(prefix_hits, "sluice_prefix_cache_hits_total", "Prompt tokens found");
 GAUGE(workers_up, "sluice_workers", "Workers registered and fresh");
 GAUGE(routed, "sluice_router_decisions_total", "Requests given to a worker");
 GAUGE(retried, "sluice_router_retries_total", "Requests moved to another worker");
-GAUGE(fenced, "sluice_router_fenced_total", "Outputs of an old epoch that were refused");
+GAUGE(fenced, "sluice_router_fenced_total", "Outputs of an old epoch or a lost worker that were refused");
 GAUGE(bus_bad, "sluice_zmq_malformed_total", "Bus messages that were refused");
 
 static struct sl_metric finished[] = {
@@ -115,6 +115,6 @@ void node_refresh_metrics(struct node *n)
     sl_metric_set(&workers_up, r.ready_workers);
     sl_metric_set(&routed, (double)r.n_routed);
     sl_metric_set(&retried, (double)r.n_retried);
-    sl_metric_set(&fenced, (double)r.n_fenced);
+    sl_metric_set(&fenced, (double)(r.n_fenced + n->n_stale_outs));
     sl_metric_set(&bus_bad, (double)b.n_malformed);
 }

@@ -309,6 +309,42 @@ static void test_class(void **state)
     sl_router_close(r);
 }
 
+/* A stream that goes on after another router's is bound to its class before any token. */
+static void test_class_asked_for(void **state)
+{
+    (void)state;
+    static const uint32_t tokens[3] = {1, 2, 3};
+    struct sl_route_request q = {
+        .id = 1, .tokens = tokens, .n_tokens = 3, .has_class = true, .class_hash = 222};
+    struct sl_router *r = open_with(base);
+    up(r, 7, 4, 111);
+    assert_int_equal(sl_router_submit(r, &q, 0, NULL), SL_OK);
+    none(r);
+    up(r, 8, 4, 222);
+    expect_send(r, 1, 8, 1);
+    sl_router_close(r);
+}
+
+/* A long stream may lose any number of workers, if each gave it some tokens. */
+static void test_retries_are_forgiven(void **state)
+{
+    (void)state;
+    struct sl_router *r = open_with(base); /* two retries */
+    up(r, 1, 4, 0);
+    submit(r, 1);
+    for (uint64_t key = 1; key <= 6; key++) {
+        bool gives = key <= 4; /* the fifth loss is a first one again, the sixth the last */
+        expect_send(r, 1, key, (uint32_t)key);
+        up(r, key + 1, 4, 0);
+        if (gives)
+            assert_true(output(r, key, 1, (uint32_t)key, SL_ROUTER_FORGIVE_TOKENS, false));
+        sl_router_worker_down(r, key, 0);
+    }
+    expect_fail(r, 1, SL_PEER);
+    none(r);
+    sl_router_close(r);
+}
+
 static void test_stranded(void **state)
 {
     (void)state;
@@ -572,6 +608,7 @@ int main(void)
         cmocka_unit_test(test_least_load),      cmocka_unit_test(test_prefix_affinity),
         cmocka_unit_test(test_worker_down),     cmocka_unit_test(test_retries_are_bounded),
         cmocka_unit_test(test_class),           cmocka_unit_test(test_stranded),
+        cmocka_unit_test(test_class_asked_for), cmocka_unit_test(test_retries_are_forgiven),
         cmocka_unit_test(test_timeouts),        cmocka_unit_test(test_comes_back),
         cmocka_unit_test(test_refusals),        cmocka_unit_test(test_refused_by_the_only),
         cmocka_unit_test(test_ordinals),        cmocka_unit_test(test_cancel),

@@ -170,6 +170,57 @@ class Server:
             self.stop()
 
 
+class Answer:
+    """What a client has of a stream after some events, choice by choice."""
+
+    def __init__(self):
+        self.choices, self.usage, self.done, self.last_id, self.n_events = {}, None, False, None, 0
+        self.error = self.proof = None
+
+    def take(self, event_id, data):
+        self.n_events += 1
+        self.last_id = event_id or self.last_id
+        if data == "[DONE]":
+            self.done = True
+            return
+        e = json.loads(data)
+        if "error" in e:
+            self.error = e["error"]
+            return
+        self.proof = e.get("sluice") or self.proof
+        if e.get("usage"):
+            self.usage = {k: e["usage"][k] for k in ("prompt_tokens", "completion_tokens")}
+        for c in e["choices"]:
+            mine = self.choices.setdefault(c["index"], {"text": "", "logprobs": [], "ids": [], "ends": [],
+                                                        "roles": 0})
+            mine["roles"] += "role" in c.get("delta", {})
+            mine["text"] += c["text"] if "text" in c else c["delta"].get("content", "")
+            if c["logprobs"]:
+                mine["logprobs"].append(c["logprobs"])
+            mine["ids"] += c.get("token_ids", [])
+            if c["finish_reason"]:
+                mine["ends"].append((c["finish_reason"], c["stop_reason"]))
+
+    def result(self):
+        """Without how logprobs were cut into events."""
+        assert not self.error, self.error
+        out = {}
+        for i, c in self.choices.items():
+            flat = {}
+            for part in c["logprobs"]:
+                for name, values in part.items():
+                    flat.setdefault(name, []).extend(values or [])
+            out[i] = (c["text"], flat, c["ids"], c["ends"])
+        return out, self.usage, self.done
+
+
+def read_stream(server, path, body, answer=None, last_id=None):
+    answer = answer or Answer()
+    for event in server.sse(path, body, last_id):
+        answer.take(*event)
+    return answer
+
+
 class Refused(Exception):
     """A stream that was answered with an error: status and body."""
 

@@ -1,11 +1,10 @@
 """A stream cut off by a dying router goes on at another one, exactly: the texts, logprobs and ends
 before the cut and after it are together those of an undisturbed stream, and what is shown twice or
 not at all is nothing. Two routers, two workers that know both."""
-import json
 import signal
 import unittest
 
-from harness import Refused, Router, Worker, wait_until
+from harness import Answer, Refused, Router, Worker, read_stream, wait_until
 
 CHAT, TEXT = "/v1/chat/completions", "/v1/completions"
 HELLO = [{"role": "user", "content": "Count to ten, then sing."}]
@@ -31,51 +30,6 @@ CASES = {
 }
 
 
-class Gathered:
-    """What a client has after some events, choice by choice."""
-
-    def __init__(self):
-        self.choices, self.usage, self.done, self.last_id, self.n_events = {}, None, False, None, 0
-
-    def take(self, event_id, data):
-        self.n_events += 1
-        self.last_id = event_id or self.last_id
-        if data == "[DONE]":
-            self.done = True
-            return
-        e = json.loads(data)
-        assert "error" not in e, e
-        if e.get("usage"):
-            self.usage = {k: e["usage"][k] for k in ("prompt_tokens", "completion_tokens")}
-        for c in e["choices"]:
-            mine = self.choices.setdefault(c["index"], {"text": "", "logprobs": [], "ids": [], "ends": [],
-                                                      "roles": 0})
-            mine["roles"] += "role" in c.get("delta", {})
-            mine["text"] += c["text"] if "text" in c else c["delta"].get("content", "")
-            if c["logprobs"]:
-                mine["logprobs"].append(c["logprobs"])
-            mine["ids"] += c.get("token_ids", [])
-            if c["finish_reason"]:
-                mine["ends"].append((c["finish_reason"], c["stop_reason"]))
-
-    def result(self):
-        """Without how logprobs were cut into events."""
-        out = {}
-        for i, c in self.choices.items():
-            flat = {}
-            for part in c["logprobs"]:
-                for name, values in part.items():
-                    flat.setdefault(name, []).extend(values or [])
-            out[i] = (c["text"], flat, c["ids"], c["ends"])
-        return out, self.usage, self.done
-
-
-def read(server, path, body, gathered, last_id=None):
-    for event in server.sse(path, body, last_id):
-        gathered.take(*event)
-    return gathered
-
-
 class Resume(unittest.TestCase):
     @classmethod
     def setUpClass(cls):
@@ -95,18 +49,18 @@ class Resume(unittest.TestCase):
     def cut_everywhere(self, path, body, step=1):
         """A stream of router a as if cut after event 1, 2, ...; each goes on at b."""
         events = list(self.a.sse(path, body))
-        whole = Gathered()
+        whole = Answer()
         for e in events:
             whole.take(*e)
         self.assertTrue(whole.done)
         for k in range(1, len(events), step):
-            got = Gathered()
+            got = Answer()
             for e in events[:k]:
                 got.take(*e)
             if not got.last_id:  # only a role chunk came: nothing to go on from
                 continue
             begun = [i for i, c in got.choices.items() if c["text"] or c["logprobs"]]
-            read(self.b, path, body, got, got.last_id)
+            read_stream(self.b, path, body, got, got.last_id)
             self.assertEqual(got.result(), whole.result(), f"cut after event {k}")
             for i in begun:
                 self.assertEqual(got.choices[i]["roles"], path == CHAT)
@@ -134,7 +88,7 @@ class Resume(unittest.TestCase):
 
         def refused(last_id, want, changed=None):
             with self.assertRaises(Refused) as e:
-                read(self.b, path, changed or body, Gathered(), last_id)
+                read_stream(self.b, path, changed or body, Answer(), last_id)
             self.assertEqual(e.exception.status, want, e.exception.error)
             self.assertEqual(e.exception.error["param"], "Last-Event-ID")
 
@@ -158,14 +112,14 @@ class Resume(unittest.TestCase):
         path, body = CHAT, {"messages": HELLO, "max_tokens": 200, "n": 2, "ignore_eos": True,
                             "logprobs": True, "top_logprobs": 1, "seed": 77}
         try:
-            whole = read(self.b, path, body, Gathered())
-            got = Gathered()
+            whole = read_stream(self.b, path, body, Answer())
+            got = Answer()
             for event_id, data in victim.sse(path, body):
                 got.take(event_id, data)
                 if got.n_events == 30:
                     victim.proc.send_signal(signal.SIGKILL)
             self.assertFalse(got.done)
-            read(self.b, path, body, got, got.last_id)
+            read_stream(self.b, path, body, got, got.last_id)
             self.assertEqual(got.result(), whole.result())
         finally:
             for w in workers:

@@ -10,7 +10,9 @@
  * failed the request. Retries add load where there is too much of it, so they are limited to
  * `retry_percent` of the requests of late plus SL_ROUTER_RETRY_FLOOR a second, pool-wide; beyond
  * that the request fails with the worker's reason. Both count towards `retries_max` of a request but
- * moves away from a slow worker, of which a request has at most SL_ROUTER_SLOW_MOVES.
+ * moves away from a slow worker, of which a request has at most SL_ROUTER_SLOW_MOVES; the count
+ * starts anew once SL_ROUTER_FORGIVE_TOKENS tokens came since, so that a long stream outlives any
+ * number of workers, while a request that kills each one at once does not go on for ever.
  *
  * With `eject_slow` a worker much slower than the others gets no requests for a while (eject.h);
  * its streams move where that pays and others have room, and only if nobody else could take a
@@ -31,7 +33,7 @@ struct sl_router;
 
 #define SL_ROUTER_STRANDED_NS 60000000000ull
 
-enum { SL_ROUTER_RETRY_FLOOR = 5, SL_ROUTER_SLOW_MOVES = 2 };
+enum { SL_ROUTER_RETRY_FLOOR = 5, SL_ROUTER_SLOW_MOVES = 2, SL_ROUTER_FORGIVE_TOKENS = 16 };
 
 /* Each in a file of its own, policy_*.c. */
 enum sl_route_policy {
