@@ -28,6 +28,11 @@ static void put_help(const struct sl_option *row, struct sl_buf *out)
         sl_buf_printf(out, " (default %s)", row->def);
 }
 
+static bool is_hidden(const struct sl_option *row)
+{
+    return row->help && !*row->help;
+}
+
 /* Words of `text` from HELP_COLUMN on, broken at HELP_WIDTH; `column` is where the line stands. */
 static void put_wrapped(const char *text, size_t column, struct sl_buf *out)
 {
@@ -57,6 +62,8 @@ void sl_options_help(const struct sl_option *table, size_t n_table, struct sl_bu
 {
     struct sl_buf flag = {0}, help = {0};
     for (size_t i = 0; i < n_table; i++) {
+        if (is_hidden(&table[i]))
+            continue;
         sl_buf_clear(&flag);
         sl_buf_clear(&help);
         sl_buf_puts(&flag, "  ");
@@ -106,6 +113,8 @@ static void put_man_options(const struct sl_verb_doc *doc, struct sl_buf *out)
     sl_buf_puts(out, ".SH OPTIONS\n");
     for (size_t i = 0; i < doc->n_table; i++) {
         char name[OPTIONS_VARIABLE_MAX];
+        if (is_hidden(&doc->table[i]))
+            continue;
         sl_buf_puts(out, ".TP\n.B ");
         sl_buf_clear(&text);
         put_flag(&doc->table[i], &text);
@@ -175,7 +184,7 @@ static void put_value_cases(const struct sl_verb_doc *doc, struct sl_buf *out)
 {
     for (size_t i = 0; i < doc->n_table; i++) {
         const struct sl_option *row = &doc->table[i];
-        if (row->kind == SL_OPT_FLAG)
+        if (row->kind == SL_OPT_FLAG || is_hidden(row))
             continue;
         sl_buf_printf(out, "    '%s --%s') ", doc->verb, row->name);
         if (row->kind == SL_OPT_CHOICE) {
@@ -197,6 +206,8 @@ static void put_flag_cases(const struct sl_verb_doc *doc, struct sl_buf *out)
     put_compgen_open(out);
     for (size_t i = 0; i < doc->n_table; i++) {
         const struct sl_option *row = &doc->table[i];
+        if (is_hidden(row))
+            continue;
         sl_buf_printf(out, "%s--%s", i ? " " : "", row->name);
         if (row->kind == SL_OPT_FLAG && row->def && strcmp(row->def, "true") == 0)
             sl_buf_printf(out, " --no-%s", row->name);

@@ -4,6 +4,7 @@
 #include "engine_options.h"
 
 #include <limits.h>
+#include <sluice/base/fault.h>
 #include <sluice/base/log.h>
 #include <sluice/base/time.h>
 #include <sluice/serve/node.h>
@@ -16,7 +17,7 @@
 
 struct serve_options {
     const char *host, *tls_cert, *tls_key, *api_key_file, *served_model_name, *policy, *log_format;
-    const char *config, *bind, *curve_dir, *site;
+    const char *config, *bind, *curve_dir, *site, *inject;
     int64_t port, grpc_port, queue, drain_timeout, workers;
     struct engine_options engine;
 };
@@ -43,6 +44,7 @@ struct serve_options {
       "how long a drain may last")                                                                 \
     X("log-format", SL_OPT_CHOICE, log_format, NULL, 0, 0, "text|json", "FORMAT",                  \
       "of log lines (default: text on a terminal)")                                                \
+    X("inject", SL_OPT_STRING, inject, NULL, 0, 0, NULL, "NAME=PROBABILITY[@MS][+SKIP],...", "")   \
     X("config", SL_OPT_STRING, config, NULL, 0, 0, NULL, "FILE", "YAML file of options")
 
 #define CLUSTER_OPTION_TABLE(X)                                                                    \
@@ -61,6 +63,9 @@ static enum sl_status node_config(const struct serve_options *o, char *const *en
                                   struct sl_node_config *cfg, struct sl_err *err)
 {
     const char *run_dir = sl_cli_env(env, "XDG_RUNTIME_DIR");
+    enum sl_status s = sl_faults_set(o->inject, err);
+    if (s)
+        return s;
     if (!o->tls_cert != !o->tls_key)
         return sl_fail_param(err, SL_USAGE, "ssl-keyfile",
                              "--ssl-certfile and --ssl-keyfile go together");
@@ -107,6 +112,10 @@ static enum sl_status worker_args(const struct serve_options *o, const char *mod
     if (o->served_model_name) {
         argv[(*n)++] = "--served-model-name";
         argv[(*n)++] = o->served_model_name;
+    }
+    if (o->inject) {
+        argv[(*n)++] = "--inject";
+        argv[(*n)++] = o->inject;
     }
     if (o->log_format) {
         argv[(*n)++] = "--log-format";

@@ -2,6 +2,7 @@
 #include "cli.h"
 #include "engine_options.h"
 
+#include <sluice/base/fault.h>
 #include <sluice/base/log.h>
 #include <sluice/serve/worker.h>
 
@@ -14,7 +15,7 @@
 
 struct worker_options {
     struct engine_options engine;
-    const char *connect, *curve_dir, *role, *site, *served_model_name, *log_format, *config;
+    const char *connect, *curve_dir, *role, *site, *served_model_name, *log_format, *config, *inject;
     int64_t supervised, shutdown_timeout;
 };
 
@@ -65,6 +66,11 @@ static const struct sl_option table[] = {
      .choices = "text|json",
      .meta = "FORMAT",
      .help = "of log lines (default: text on a terminal)"},
+    {.name = "inject",
+     .kind = SL_OPT_STRING,
+     AT(inject),
+     .meta = "NAME=PROBABILITY[@MS][+SKIP],...",
+     .help = ""},
     {.name = "config",
      .kind = SL_OPT_STRING,
      AT(config),
@@ -107,7 +113,9 @@ static enum sl_status run(const struct worker_options *o, const char *operand, c
     char sha256[65];
     if (strcmp(o->role, "both") != 0)
         return sl_fail_param(err, SL_UNSUPPORTED, "role", "--role %s is not implemented", o->role);
-    enum sl_status s = split_connect(connect, endpoints, &cfg.n_connect, err);
+    enum sl_status s = sl_faults_set(o->inject, err);
+    if (s == SL_OK)
+        s = split_connect(connect, endpoints, &cfg.n_connect, err);
     if (s == SL_OK)
         s = engine_options_config(&o->engine, 1, &cfg.engine, err);
     if (s == SL_OK)

@@ -4,9 +4,12 @@
 #include "engine.h"
 #include "transfer.h"
 
+#include <sluice/base/fault.h>
 #include <sluice/base/log.h>
 #include <sluice/base/time.h>
+#include <math.h>
 #include <stdlib.h>
+#include <time.h>
 
 static _Thread_local bool in_step;
 
@@ -146,6 +149,23 @@ static void sample_rows(void *ctx, uint32_t helper)
     }
 }
 
+/* A fault: what a broken kernel would leave behind. */
+static void spoil_logits(struct sl_engine *e, uint32_t row)
+{
+    for (uint32_t i = 0; i < e->info.n_vocab; i++)
+        e->logits[(size_t)row * e->info.n_vocab + i] = NAN;
+}
+
+/* A fault: stands still with work at hand, until it is closed or the point's time is over. */
+static void stand_still(struct sl_engine *e)
+{
+    uint64_t ms = sl_fault_ms(SL_FAULT_ENGINE_WEDGE);
+    uint64_t until = ms ? sl_now_ns() + ms * SL_MS_NS : UINT64_MAX;
+    struct timespec nap = {0, 1000 * 1000};
+    while (!atomic_load(&e->stopping) && sl_now_ns() < until)
+        nanosleep(&nap, NULL);
+}
+
 static enum sl_status compute(struct sl_engine *e, const struct sl_plan *plan)
 {
     struct sl_batch batch = {.n_seq = plan->n_seq,
@@ -162,6 +182,9 @@ static enum sl_status compute(struct sl_engine *e, const struct sl_plan *plan)
                                  .on_layer = e->n_step_exports ? sl_exports_layer : NULL,
                                  .ctx = e};
     struct sl_err err;
+    sl_fault_delay(SL_FAULT_ENGINE_SLOW);
+    if (sl_fault(SL_FAULT_ENGINE_FAIL))
+        return SL_FAILED;
     enum sl_status status = sl_model_forward(e->model, &e->kv, &step, NULL, &err);
     if (status) {
         sl_log(SL_LOG_ERROR, "step %llu failed: %s", (unsigned long long)plan->step, err.msg);
@@ -169,6 +192,8 @@ static enum sl_status compute(struct sl_engine *e, const struct sl_plan *plan)
     }
     if (!plan->n_logits)
         return SL_OK;
+    if (sl_fault(SL_FAULT_ENGINE_NAN))
+        spoil_logits(e, plan->n_logits / 2);
     e->backend->ops->logit_stats(e->backend, e->logits, plan->n_logits, e->info.n_vocab, e->row_max,
                                  e->row_argmax, e->row_log_sum);
     struct sampling_work work = {e, plan};
@@ -279,6 +304,8 @@ void *sl_engine_thread(void *arg)
         struct sl_engine_step *s = step_take(e);
         if (!s)
             break;
+        if (sl_fault(SL_FAULT_ENGINE_WEDGE))
+            stand_still(e);
         run_step(e, plan, s);
     }
     return NULL;

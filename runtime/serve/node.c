@@ -6,6 +6,7 @@
 #include "node.h"
 
 #include <signal.h>
+#include <sluice/base/fault.h>
 #include <sluice/base/limits.h>
 #include <sluice/base/log.h>
 #include <sluice/base/time.h>
@@ -271,6 +272,7 @@ static void on_bus(void *ctx)
 static void on_idle(void *ctx)
 {
     struct node *n = ctx;
+    sl_fault_delay(SL_FAULT_ROUTER_SLOW);
     node_bus_drain(n);
     node_pump(n);
     node_bus_drain(n); /* sending may have consumed the descriptor's edge */

@@ -4,6 +4,7 @@
  * that its router gave up becomes an orphan: cancelled, out of the table, its output dropped. */
 #include "worker.h"
 
+#include <sluice/base/fault.h>
 #include <sluice/base/log.h>
 #include <sluice/base/time.h>
 
@@ -132,7 +133,7 @@ static enum sl_status start(struct worker *w, uint32_t link, const struct sl_msg
     enum sl_status s = reason_against(w, m, err);
     if (s != SL_OK)
         return s;
-    struct request *r = calloc(1, sizeof *r);
+    struct request *r = sl_fault(SL_FAULT_REQUEST_MEMORY) ? NULL : calloc(1, sizeof *r);
     if (!r)
         return sl_fail(err, SL_NO_MEMORY, "worker: no memory for a request");
     r->id = m->id;

@@ -2,6 +2,7 @@
 #include "bulk/frame.h"
 
 #include <sluice/base/containers.h>
+#include <sluice/base/fault.h>
 #include <sluice/base/limits.h>
 #include <stdlib.h>
 #include <string.h>
@@ -52,6 +53,8 @@ void sl_bulk_frame_put(const struct bulk_frame *f, uint64_t class_hash, const vo
     put32(out + 28, f->seq);
     put64(out + 32, f->value);
     put64(out + 40, checksum(out, class_hash, payload, f->size));
+    if (f->kind == BULK_ROW && sl_fault(SL_FAULT_BULK_CORRUPT))
+        out[40] ^= 1; /* the same to the receiver as a bit of the row */
 }
 
 static bool size_fits(enum bulk_kind kind, uint32_t size, uint32_t row_bytes)

@@ -6,6 +6,7 @@
 #include "bus_socket.h"
 
 #include <sluice/base/containers.h>
+#include <sluice/base/fault.h>
 #include <sluice/base/limits.h>
 #include <sluice/base/log.h>
 
@@ -415,6 +416,12 @@ enum sl_status sl_bus_send(struct sl_bus *b, uint64_t link, const struct sl_msg 
     enum sl_status s = sl_msg_encode(&stamped, &b->encoded, err);
     if (s != SL_OK)
         return s;
+    if (sl_fault(SL_FAULT_BUS_DROP)) { /* as far as the sender knows, it has left */
+        sl_bus_order_sent(order, &stamped);
+        return SL_OK;
+    }
+    if (sl_fault(SL_FAULT_BUS_CORRUPT))
+        b->encoded.data[b->encoded.len / 2] ^= 4;
     void *zmq = b->is_router ? b->sockets[0].zmq : b->sockets[link].zmq;
     int rc = b->is_router ? send_to_peer(b, peer)
                           : zmq_send(zmq, b->encoded.data, b->encoded.len, ZMQ_DONTWAIT);

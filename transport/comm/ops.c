@@ -8,6 +8,7 @@
  * that the rank nearest to a hung one is the one that names it. */
 #include "comm_priv.h"
 
+#include <sluice/base/fault.h>
 #include <sluice/base/time.h>
 
 #include <stdio.h>
@@ -273,6 +274,7 @@ static void count_bytes(struct sl_comm *c)
 
 static enum sl_status begin(struct sl_comm *c, struct sl_err *err)
 {
+    sl_fault_delay(SL_FAULT_COMM_DELAY);
     c->n_xfers = 0;
     return comm_net_check(c->net, err);
 }

@@ -27,7 +27,7 @@ struct sl_option {
     double min, max;   /* INT, BYTES, REAL; both 0: unbounded. A default may lie outside */
     const char *choices;
     const char *meta;  /* "N", "FILE": for help */
-    const char *help;  /* one line */
+    const char *help;  /* one line; "" hides the option from help, manual and completion */
 };
 
 /* Reads argv[1..] into `out`: first defaults, then the file named by --config or SLUICE_CONFIG (if
