@@ -20,6 +20,7 @@ int sl_cli_inspect(int argc, char **argv, char *const *env);
 int sl_cli_tokenize(int argc, char **argv, char *const *env);
 int sl_cli_doctor(int argc, char **argv, char *const *env);
 int sl_cli_health(int argc, char **argv, char *const *env);
+int sl_cli_keygen(int argc, char **argv, char *const *env);
 int sl_cli_ctl(int argc, char **argv, char *const *env);
 int sl_cli_requantize(int argc, char **argv, char *const *env);
 int sl_cli_pull(int argc, char **argv, char *const *env);
@@ -30,7 +31,7 @@ int sl_cli_bench_script(int argc, char **argv, char *const *env);
 /* What the manual page and the completion are made from; each stands in its verb's file. */
 extern const struct sl_verb_doc sl_doc_serve, sl_doc_router, sl_doc_worker, sl_doc_complete,
     sl_doc_chat, sl_doc_inspect, sl_doc_tokenize, sl_doc_doctor, sl_doc_health, sl_doc_ctl,
-    sl_doc_audit;
+    sl_doc_audit, sl_doc_keygen;
 
 /* A row of a verb's table: its field in struct `type`. */
 #define CLI_OPTION_ROW(type, name_, kind_, field_, def_, min_, max_, choices_, meta_, help_)       \

@@ -46,7 +46,7 @@ static const struct verb verbs[] = {
     {"tokenize", sl_cli_tokenize, "tokens of a text", &sl_doc_tokenize},
     {"doctor", sl_cli_doctor, "what this machine can do", &sl_doc_doctor},
     {"plan", not_implemented, "memory and sharding before loading", NULL},
-    {"keygen", not_implemented, "CURVE keys for the links of a cluster", NULL},
+    {"keygen", sl_cli_keygen, "CURVE keys for the links of a cluster", &sl_doc_keygen},
     {"health", sl_cli_health, "probe a running server", &sl_doc_health},
     {"ctl", sl_cli_ctl, "look at and drain a running cluster", &sl_doc_ctl},
     {"pull", sl_cli_pull, "fetch the default model and print its path", NULL},

@@ -47,9 +47,30 @@ class Cli(unittest.TestCase):
             rc, _, err = run("serve", TINY, "--port", "0", *args)
             self.assertEqual(rc, 1, err)
             self.assertIn("not implemented", err)
-        for verb in ("plan", "keygen"):
-            rc, _, err = run(verb)
-            self.assertEqual((rc, "not implemented" in err), (1, True))
+        rc, _, err = run("plan")
+        self.assertEqual((rc, "not implemented" in err), (1, True))
+
+    def test_keygen(self):
+        self.fails(2, "keygen", says="--curve-dir")
+        with tempfile.TemporaryDirectory() as d:
+            keys = os.path.join(d, "keys")
+            self.assertEqual(run("keygen", "--curve-dir", keys, "--nodes", "router:r,worker:w")[0], 0)
+            secret = os.path.join(keys, "r", "secret.key")
+            self.assertEqual(os.stat(secret).st_mode & 0o777, 0o600)
+            with open(secret) as f:
+                before = f.read()
+            self.assertEqual(sorted(os.listdir(os.path.join(keys, "w", "allowed"))), ["r.pub", "w.pub"])
+            self.fails(3, "keygen", "--curve-dir", os.path.join(keys, "r"), "--name", "r", says="--force")
+            # A node more: the others keep their keys and admit it.
+            self.assertEqual(run("keygen", "--curve-dir", keys, "--nodes", "router:r,worker:w2")[0], 0)
+            self.assertEqual(sorted(os.listdir(os.path.join(keys, "r", "allowed"))), ["r.pub", "w.pub", "w2.pub"])
+            with open(secret) as f:
+                self.assertEqual(f.read(), before)
+            for name in ("", "../x", "a b", "x" * 64, ".x"):
+                self.fails(2, "keygen", "--curve-dir", os.path.join(d, "n"), "--name", name)
+            os.chmod(secret, 0o640)
+            self.fails(3, "router", "--bind", "tcp://127.0.0.1:*", "--port", "0", "--curve-dir",
+                       os.path.join(keys, "r"), says="640")
 
     def test_models(self):
         self.fails(4, "serve", "/nonexistent.gguf", "--port", "0", says="nonexistent")

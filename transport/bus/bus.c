@@ -9,40 +9,53 @@
 #include <sluice/base/fault.h>
 #include <sluice/base/limits.h>
 #include <sluice/base/log.h>
+#include <sluice/base/time.h>
 
 #include <zmq.h>
 
 #include <errno.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/epoll.h>
 #include <sys/eventfd.h>
+#include <sys/timerfd.h>
 #include <unistd.h>
 
 #define ROUTING_ID_MAX      255
 #define DECODE_ARENA_BYTES  ((size_t)32 << 20)
 #define SKIPPED_AT_ONCE_MAX 256 /* bad messages in a row before the caller gets the thread back */
 #define ENDPOINTS_MAX       64
+#define TIMER_MS            50 /* how often keys and connections are looked after */
+#define PEER_ROLES          (SL_KEY_WORKER | SL_KEY_ROUTER)
 
 /* A known peer of a router; link 0 marks a free slot. */
 struct peer {
     uint64_t link, id_hash;
     struct sl_bus_order order;
+    uint32_t socket;
+    int fd; /* of its connection under CURVE, as of its last message */
     uint8_t id_len;
     uint8_t id[ROUTING_ID_MAX];
+    char key[CURVE_TEXT_BYTES]; /* "" on an open endpoint */
 };
 
 struct sl_bus {
     void *ctx;
     bool is_router;
-    struct bus_socket *sockets;
+    struct curve *keys; /* NULL: open endpoints only */
+    uint64_t keys_seen; /* generation of the allow-list when links were last looked at */
+    char own_key[CURVE_TEXT_BYTES];
+    struct bus_socket *sockets; /* router: the open one, then the CURVE one, as far as needed */
     uint32_t n_sockets, next_socket; /* where the next receive begins, for fairness */
     char (*bound)[BUS_ENDPOINT_BYTES];
+    uint32_t *bound_by; /* [n_bound] index of the socket */
     uint32_t n_bound;
+    bool rebind;        /* CURVE endpoints wait to be bound under a new own key */
     struct peer *peers; /* [SL_LIMIT_workers], routers only */
     uint64_t next_link;
-    int epoll_fd, event_fd;
-    bool raised; /* event_fd is readable */
+    int epoll_fd, event_fd, timer_fd; /* the timer only with keys */
+    bool raised;                      /* event_fd is readable */
     struct sl_arena arena;
     struct sl_buf encoded;
     struct sl_bus_stats stats;
@@ -106,27 +119,68 @@ static enum sl_status open_context(struct sl_bus *b, struct sl_err *err)
     return SL_OK;
 }
 
+static enum sl_status open_keys(struct sl_bus *b, const struct sl_bus_config *cfg,
+                                struct sl_err *err)
+{
+    struct epoll_event ev = {.events = EPOLLIN};
+    struct itimerspec often = {.it_interval.tv_nsec = TIMER_MS * 1000000,
+                               .it_value.tv_nsec = TIMER_MS * 1000000};
+    if (!cfg->curve_dir)
+        return SL_OK;
+    enum sl_status s = curve_open(b->ctx, cfg->curve_dir, &b->keys, err);
+    if (s != SL_OK)
+        return s;
+    curve_own_key(b->keys, b->own_key);
+    b->timer_fd = timerfd_create(CLOCK_MONOTONIC, TFD_CLOEXEC | TFD_NONBLOCK);
+    if (b->timer_fd < 0 || timerfd_settime(b->timer_fd, 0, &often, NULL) ||
+        epoll_ctl(b->epoll_fd, EPOLL_CTL_ADD, b->timer_fd, &ev))
+        return sl_fail(err, SL_FAILED, "bus: no timer: %s", strerror(errno));
+    return SL_OK;
+}
+
+/* One socket for open endpoints and one for those under CURVE: they share no routing ids. */
+static enum sl_status open_router_socket(struct sl_bus *b, const struct sl_bus_config *cfg,
+                                         bool curve, struct sl_err *err)
+{
+    bool wanted = false;
+    for (uint32_t i = 0; i < cfg->n_endpoints; i++)
+        wanted |= bus_is_curve(cfg, cfg->endpoints[i]) == curve;
+    if (!wanted)
+        return SL_OK;
+    uint32_t at = b->n_sockets++;
+    struct bus_socket *socket = &b->sockets[at];
+    enum sl_status s = bus_open_router(b->ctx, cfg, curve ? b->keys : NULL, socket, err);
+    for (uint32_t i = 0; i < cfg->n_endpoints && s == SL_OK; i++) {
+        if (bus_is_curve(cfg, cfg->endpoints[i]) != curve)
+            continue;
+        s = bus_bind(socket, cfg->endpoints[i], b->bound[i], err);
+        b->bound_by[i] = at;
+    }
+    if (s == SL_OK)
+        s = watch(b, socket->zmq, err);
+    return s == SL_OK && socket->monitor ? watch(b, socket->monitor, err) : s;
+}
+
 static enum sl_status open_as_router(struct sl_bus *b, const struct sl_bus_config *cfg,
                                      struct sl_err *err)
 {
     b->peers = calloc(SL_LIMIT_workers, sizeof *b->peers);
     b->bound = calloc(cfg->n_endpoints, sizeof *b->bound);
-    if (!b->peers || !b->bound)
+    b->bound_by = calloc(cfg->n_endpoints, sizeof *b->bound_by);
+    if (!b->peers || !b->bound || !b->bound_by)
         return sl_fail(err, SL_NO_MEMORY, "bus: no memory for the link table");
-    enum sl_status s = bus_open_router(b->ctx, cfg, &b->sockets[0], err);
-    for (uint32_t i = 0; i < cfg->n_endpoints && s == SL_OK; i++) {
-        s = bus_bind(&b->sockets[0], cfg->endpoints[i], b->bound[i], err);
-        b->n_bound += s == SL_OK;
-    }
-    return s == SL_OK ? watch(b, b->sockets[0].zmq, err) : s;
+    b->n_bound = cfg->n_endpoints;
+    enum sl_status s = open_router_socket(b, cfg, false, err);
+    return s == SL_OK ? open_router_socket(b, cfg, true, err) : s;
 }
 
 static enum sl_status open_as_worker(struct sl_bus *b, const struct sl_bus_config *cfg,
                                      struct sl_err *err)
 {
     enum sl_status s = SL_OK;
+    b->n_sockets = cfg->n_endpoints;
     for (uint32_t i = 0; i < cfg->n_endpoints && s == SL_OK; i++) {
-        s = bus_open_dealer(b->ctx, cfg, i, &b->sockets[i], err);
+        s = bus_open_dealer(b->ctx, cfg, i, b->keys, &b->sockets[i], err);
         if (s == SL_OK)
             s = watch(b, b->sockets[i].zmq, err);
         if (s == SL_OK)
@@ -141,12 +195,13 @@ static enum sl_status open_all(struct sl_bus *b, const struct sl_bus_config *cfg
     enum sl_status s = open_descriptors(b, err);
     if (s == SL_OK)
         s = open_context(b, err);
+    if (s == SL_OK)
+        s = open_keys(b, cfg, err);
     if (s != SL_OK)
         return s;
-    b->n_sockets = cfg->is_router ? 1 : cfg->n_endpoints;
-    b->sockets = calloc(b->n_sockets, sizeof *b->sockets);
+    b->sockets = calloc(cfg->n_endpoints + 1u, sizeof *b->sockets);
     if (!b->sockets)
-        return sl_fail(err, SL_NO_MEMORY, "bus: no memory for %u sockets", b->n_sockets);
+        return sl_fail(err, SL_NO_MEMORY, "bus: no memory for %u sockets", cfg->n_endpoints);
     s = cfg->is_router ? open_as_router(b, cfg, err) : open_as_worker(b, cfg, err);
     raise_event(b); /* whatever happened meanwhile has spent its edge */
     return s;
@@ -165,7 +220,7 @@ enum sl_status sl_bus_open(const struct sl_bus_config *cfg, struct sl_bus **out,
     if (!b)
         return sl_fail(err, SL_NO_MEMORY, "bus: no memory");
     b->is_router = cfg->is_router;
-    b->epoll_fd = b->event_fd = -1;
+    b->epoll_fd = b->event_fd = b->timer_fd = -1;
     b->next_link = 1;
     b->encoded.cap_bytes = SL_LIMIT_bus_message_bytes + 1;
     sl_arena_init(&b->arena, DECODE_ARENA_BYTES);
@@ -183,16 +238,20 @@ void sl_bus_close(struct sl_bus *b)
         return;
     for (uint32_t i = 0; b->sockets && i < b->n_sockets; i++)
         bus_socket_close(&b->sockets[i]);
+    curve_close(b->keys);
     if (b->ctx)
         zmq_ctx_term(b->ctx);
     if (b->epoll_fd >= 0)
         close(b->epoll_fd);
     if (b->event_fd >= 0)
         close(b->event_fd);
+    if (b->timer_fd >= 0)
+        close(b->timer_fd);
     sl_arena_free(&b->arena);
     sl_buf_free(&b->encoded);
     free(b->peers);
     free(b->bound);
+    free(b->bound_by);
     free(b->sockets);
     free(b);
 }
@@ -217,33 +276,46 @@ static struct peer *peer_by_link(const struct sl_bus *b, uint64_t link)
     return NULL;
 }
 
-static struct peer *peer_by_id(const struct sl_bus *b, const void *id, size_t len, uint64_t hash)
+/* Who sent a message, as the library tells it. */
+struct sender {
+    uint32_t socket;
+    const void *id;
+    size_t id_len;
+    const char *key; /* "" on an open endpoint, NULL when a CURVE peer shows none */
+    int fd;
+};
+
+static struct peer *peer_by_id(const struct sl_bus *b, const struct sender *from, uint64_t hash)
 {
     for (uint32_t i = 0; i < SL_LIMIT_workers; i++) {
         struct peer *p = &b->peers[i];
-        if (p->link && p->id_hash == hash && p->id_len == len && !memcmp(p->id, id, len))
+        if (p->link && p->id_hash == hash && p->socket == from->socket &&
+            p->id_len == from->id_len && !memcmp(p->id, from->id, from->id_len))
             return p;
     }
     return NULL;
 }
 
-/* The link of a peer that sent a good message, a new one if need be; 0 when the table is full. */
-static uint64_t link_of(struct sl_bus *b, const void *id, size_t len)
+/* The peer that sent a good message, a new one if need be; NULL when the table is full. */
+static struct peer *peer_of(struct sl_bus *b, const struct sender *from)
 {
-    uint64_t hash = sl_hash64(id, len, 0);
-    struct peer *p = peer_by_id(b, id, len, hash);
-    if (p)
-        return p->link;
+    uint64_t hash = sl_hash64(from->id, from->id_len, 0);
+    struct peer *p = peer_by_id(b, from, hash);
     for (uint32_t i = 0; i < SL_LIMIT_workers && !p; i++)
         if (b->peers[i].link == 0)
             p = &b->peers[i];
     if (!p)
-        return 0;
-    p->link = b->next_link++;
-    p->id_hash = hash;
-    p->id_len = (uint8_t)len;
-    memcpy(p->id, id, len);
-    return p->link;
+        return NULL;
+    if (!p->link) {
+        p->link = b->next_link++;
+        p->id_hash = hash;
+        p->socket = from->socket;
+        p->id_len = (uint8_t)from->id_len;
+        memcpy(p->id, from->id, from->id_len);
+        snprintf(p->key, sizeof p->key, "%s", from->key);
+    }
+    p->fd = from->fd;
+    return p;
 }
 
 /* Of a link that is there. */
@@ -271,7 +343,115 @@ bool sl_bus_connected(const struct sl_bus *b, uint64_t link)
 
 void sl_bus_stats(const struct sl_bus *b, struct sl_bus_stats *out)
 {
+    struct curve_stats keys = {0};
     *out = b->stats;
+    if (b->keys)
+        curve_stats(b->keys, &keys);
+    out->n_denied += keys.n_denied;
+    out->n_key_reloads = keys.n_reloads;
+    for (uint32_t i = 0; i < b->n_sockets; i++) {
+        const struct bus_events *e = &b->sockets[i].events;
+        out->n_handshakes += e->n_handshakes;
+        out->n_handshakes_failed += e->n_handshakes_failed;
+        out->n_broken += e->n_broken;
+        out->n_cut += e->n_cut;
+        out->n_connections += e->n_accepted - e->n_closed;
+    }
+}
+
+/* ---- keys ---- */
+
+void sl_bus_reload_keys(struct sl_bus *b)
+{
+    if (b->keys)
+        curve_reload(b->keys);
+}
+
+static const char *endpoint_of(const struct sl_bus *b, uint32_t socket)
+{
+    for (uint32_t i = 0; i < b->n_bound; i++)
+        if (b->bound_by[i] == socket)
+            return b->bound[i];
+    return "";
+}
+
+/* Links whose key is no longer allowed end here; their owner learns it at the next send. */
+static void drop_denied(struct sl_bus *b)
+{
+    for (uint32_t i = 0; i < SL_LIMIT_workers; i++) {
+        struct peer *p = &b->peers[i];
+        if (!p->link || !p->key[0] || curve_allows(b->keys, p->key, PEER_ROLES, NULL))
+            continue;
+        sl_log(SL_LOG_WARN, "bus: link %llu is cut: its key was removed",
+               (unsigned long long)p->link);
+        bus_cut(p->fd, endpoint_of(b, p->socket));
+        memset(p, 0, sizeof *p);
+        b->stats.n_revoked++;
+    }
+}
+
+/* A listener keeps the key it was bound with, and its connections die with it. */
+static void bind_again(struct sl_bus *b)
+{
+    struct sl_err err;
+    char bound[BUS_ENDPOINT_BYTES];
+    for (uint32_t i = 0; i < b->n_bound; i++) {
+        struct bus_socket *s = &b->sockets[b->bound_by[i]];
+        if (!s->curve)
+            continue;
+        zmq_unbind(s->zmq, b->bound[i]); /* fails when a round before did it */
+        if (curve_arm_server(b->keys, s->zmq, PEER_ROLES, &err) != SL_OK ||
+            bus_bind(s, b->bound[i], bound, &err) != SL_OK) {
+            sl_log(SL_LOG_WARN, "%s; trying again", err.msg);
+            b->rebind = true; /* the old listener goes in its own time */
+            return;
+        }
+        sl_log(SL_LOG_INFO, "bus: %s is bound under the new key", b->bound[i]);
+    }
+    b->rebind = false;
+}
+
+static void use_new_keys(struct sl_bus *b)
+{
+    char own[CURVE_TEXT_BYTES];
+    curve_own_key(b->keys, own);
+    bool changed = strcmp(own, b->own_key) != 0;
+    memcpy(b->own_key, own, sizeof own);
+    if (b->is_router) {
+        b->rebind |= changed;
+        drop_denied(b);
+        return;
+    }
+    for (uint32_t i = 0; i < b->n_sockets; i++) {
+        struct bus_socket *s = &b->sockets[i];
+        bool lost = s->curve && !curve_allows(b->keys, s->server_key, SL_KEY_ROUTER, NULL);
+        if (lost || (s->curve && !s->connected))
+            s->rekey_at_ns = sl_now_ns();
+    }
+}
+
+/* What is due since the last look: new keys, connections to be made under another one. */
+static void look_after_keys(struct sl_bus *b)
+{
+    uint64_t ticks, now = 0;
+    struct sl_err err;
+    if (!b->keys)
+        return;
+    ssize_t n = read(b->timer_fd, &ticks, sizeof ticks);
+    if (n > 0)
+        now = sl_now_ns();
+    uint64_t generation = curve_generation(b->keys);
+    if (generation != b->keys_seen) {
+        b->keys_seen = generation;
+        use_new_keys(b);
+    }
+    if (now && b->rebind)
+        bind_again(b);
+    for (uint32_t i = 0; now && !b->is_router && i < b->n_sockets; i++) {
+        struct bus_socket *s = &b->sockets[i];
+        if (s->rekey_at_ns && now >= s->rekey_at_ns && bus_rekey(s, b->keys, &err) != SL_OK)
+            sl_log(SL_LOG_ERROR, "%s", err.msg);
+    }
 }
 
 /* ---- receiving ---- */
@@ -314,6 +494,43 @@ static bool parcel_is_whole(const struct parcel *p, bool is_router)
     return p->n_frames == (is_router ? 2u : 1u) && zmq_msg_size(&p->id) <= ROUTING_ID_MAX;
 }
 
+/* The library's word on a CURVE peer; a message without a key never came through its handshake. */
+static struct sender sender_of(const struct sl_bus *b, struct parcel *p, uint32_t socket)
+{
+    struct sender from = {.socket = socket,
+                          .id = zmq_msg_data(&p->id),
+                          .id_len = zmq_msg_size(&p->id),
+                          .key = "",
+                          .fd = -1};
+    if (b->sockets[socket].curve) {
+        from.key = zmq_msg_gets(&p->payload, "User-Id");
+        from.fd = zmq_msg_get(&p->payload, ZMQ_SRCFD);
+    }
+    return from;
+}
+
+/* The link of a router's sender; 0 when it is not to be heard. A link belongs to one key for life,
+ * and a key that was allowed at the handshake may be so no longer. */
+static uint64_t link_of(struct sl_bus *b, struct parcel *parcel, uint32_t socket)
+{
+    struct sender from = sender_of(b, parcel, socket);
+    struct peer *p = peer_by_id(b, &from, sl_hash64(from.id, from.id_len, 0));
+    bool curve = b->sockets[socket].curve;
+    bool same = from.key && (!p || !strcmp(p->key, from.key));
+    if (curve && (!same || (!p && !curve_allows(b->keys, from.key, PEER_ROLES, NULL)))) {
+        b->stats.n_denied++;
+        sl_log(SL_LOG_WARN, "bus: message of a peer whose key is not allowed");
+        bus_cut(from.fd, endpoint_of(b, socket));
+        return 0;
+    }
+    p = peer_of(b, &from);
+    if (p)
+        return p->link;
+    b->stats.n_refused++;
+    sl_log(SL_LOG_WARN, "bus: peer refused, %d links are in use", SL_LIMIT_workers);
+    return 0;
+}
+
 /* True when the parcel is a message for the caller. */
 static bool accept(struct sl_bus *b, struct parcel *p, uint32_t socket, uint64_t *link,
                    struct sl_msg *out)
@@ -330,12 +547,9 @@ static bool accept(struct sl_bus *b, struct parcel *p, uint32_t socket, uint64_t
         sl_log(SL_LOG_WARN, "message refused: %s", err.msg);
         return false;
     }
-    *link = b->is_router ? link_of(b, zmq_msg_data(&p->id), zmq_msg_size(&p->id)) : socket;
-    if (b->is_router && *link == 0) {
-        b->stats.n_refused++;
-        sl_log(SL_LOG_WARN, "bus: peer refused, %d links are in use", SL_LIMIT_workers);
+    *link = b->is_router ? link_of(b, p, socket) : socket;
+    if (b->is_router && *link == 0)
         return false;
-    }
     if (!sl_bus_order_heard(order_of(b, *link), out)) {
         b->stats.n_repeated++;
         return false;
@@ -367,6 +581,7 @@ enum sl_status sl_bus_recv(struct sl_bus *b, uint64_t *link, struct sl_msg *out,
     memset(out, 0, sizeof *out);
     for (uint32_t i = 0; i < b->n_sockets; i++)
         bus_socket_read_monitor(&b->sockets[i]);
+    look_after_keys(b);
     for (uint32_t skipped = 0; skipped < SKIPPED_AT_ONCE_MAX; skipped++) {
         if (!next_parcel(b, &parcel, &socket)) {
             lower_event(b);
@@ -398,9 +613,10 @@ static enum sl_status send_failed(struct sl_bus *b, uint64_t link, int why, stru
 
 static int send_to_peer(struct sl_bus *b, const struct peer *p)
 {
-    if (zmq_send(b->sockets[0].zmq, p->id, p->id_len, ZMQ_SNDMORE | ZMQ_DONTWAIT) < 0)
+    void *zmq = b->sockets[p->socket].zmq;
+    if (zmq_send(zmq, p->id, p->id_len, ZMQ_SNDMORE | ZMQ_DONTWAIT) < 0)
         return -1;
-    return zmq_send(b->sockets[0].zmq, b->encoded.data, b->encoded.len, ZMQ_DONTWAIT);
+    return zmq_send(zmq, b->encoded.data, b->encoded.len, ZMQ_DONTWAIT);
 }
 
 enum sl_status sl_bus_send(struct sl_bus *b, uint64_t link, const struct sl_msg *m,
@@ -422,7 +638,7 @@ enum sl_status sl_bus_send(struct sl_bus *b, uint64_t link, const struct sl_msg 
     }
     if (sl_fault(SL_FAULT_BUS_CORRUPT))
         b->encoded.data[b->encoded.len / 2] ^= 4;
-    void *zmq = b->is_router ? b->sockets[0].zmq : b->sockets[link].zmq;
+    void *zmq = b->sockets[b->is_router ? peer->socket : link].zmq;
     int rc = b->is_router ? send_to_peer(b, peer)
                           : zmq_send(zmq, b->encoded.data, b->encoded.len, ZMQ_DONTWAIT);
     int why = errno;

@@ -4,13 +4,17 @@
 #include "bus_socket.h"
 
 #include <sluice/base/limits.h>
+#include <sluice/base/log.h>
 #include <sluice/base/time.h>
 
 #include <zmq.h>
 
 #include <arpa/inet.h>
 #include <errno.h>
+#include <fcntl.h>
+#include <netinet/in.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
@@ -87,7 +91,8 @@ static bool any_ipv6(const struct sl_bus_config *cfg)
     return false;
 }
 
-static enum sl_status set_options(void *zmq, const struct sl_bus_config *cfg, struct sl_err *err)
+static enum sl_status set_options(void *zmq, const struct sl_bus_config *cfg, bool curve,
+                                  struct sl_err *err)
 {
     int beat = cfg->heartbeat_ms ? (int)cfg->heartbeat_ms : HEARTBEAT_MS;
     int dead = beat * HEARTBEATS_MISSED;
@@ -114,7 +119,9 @@ static enum sl_status set_options(void *zmq, const struct sl_bus_config *cfg, st
     };
     const struct int_option router[] = {
         {"ROUTER_MANDATORY", ZMQ_ROUTER_MANDATORY, 1, true}, /* else sends vanish silently */
-        {"ROUTER_HANDOVER", ZMQ_ROUTER_HANDOVER, 1, true},   /* else a reconnect is refused */
+        /* Open endpoints: else a reconnect under the same id is refused. Under CURVE no peer names
+         * itself, so whoever claims the id of another is ignored. */
+        {"ROUTER_HANDOVER", ZMQ_ROUTER_HANDOVER, !curve, true},
     };
     const struct int_option dealer[] = {
         {"IMMEDIATE", ZMQ_IMMEDIATE, 1, false}, /* else messages pile up for nobody */
@@ -126,7 +133,7 @@ static enum sl_status set_options(void *zmq, const struct sl_bus_config *cfg, st
     size_t n = cfg->is_router ? sizeof router / sizeof *router : sizeof dealer / sizeof *dealer;
     for (size_t i = 0; i < n && s == SL_OK; i++)
         s = set_int(zmq, &rest[i], err);
-    return s == SL_OK && !cfg->is_router ? set_routing_id(zmq, err) : s;
+    return s == SL_OK && !cfg->is_router && !curve ? set_routing_id(zmq, err) : s;
 }
 
 /* "127.0.0.0/8", "::1" in brackets, or "localhost". */
@@ -149,13 +156,13 @@ static bool is_loopback(const char *host, size_t len)
     return inet_pton(AF_INET6, text + 1, &v6) == 1 && IN6_IS_ADDR_LOOPBACK(&v6);
 }
 
-static enum sl_status check_tcp(const char *endpoint, struct sl_err *err)
+static enum sl_status check_tcp(const char *endpoint, bool has_keys, struct sl_err *err)
 {
     const char *host = endpoint + strlen("tcp://");
     const char *colon = strrchr(host, ':');
     if (!colon || colon == host || !colon[1] || strchr(host, ';'))
         return sl_fail(err, SL_CONFIG, "bus: endpoint '%s' is not tcp://HOST:PORT", endpoint);
-    if (!is_loopback(host, (size_t)(colon - host)))
+    if (!has_keys && !is_loopback(host, (size_t)(colon - host)))
         return sl_fail(err, SL_CONFIG,
                        "bus: endpoint '%s' is not on this machine's loopback; give keys with "
                        "--curve-dir",
@@ -189,8 +196,6 @@ static enum sl_status check_ipc(const char *endpoint, bool is_router, struct sl_
 
 enum sl_status bus_check_config(const struct sl_bus_config *cfg, struct sl_err *err)
 {
-    if (cfg->curve_dir)
-        return sl_fail(err, SL_UNSUPPORTED, "bus: CURVE keys (--curve-dir) are not implemented");
     if (cfg->n_endpoints == 0)
         return sl_fail(err, SL_CONFIG, "bus: no endpoint given");
     if (cfg->heartbeat_ms > HEARTBEAT_MAX_MS)
@@ -200,13 +205,18 @@ enum sl_status bus_check_config(const struct sl_bus_config *cfg, struct sl_err *
     for (uint32_t i = 0; i < cfg->n_endpoints && s == SL_OK; i++) {
         const char *e = cfg->endpoints[i];
         if (!strncmp(e, "tcp://", 6))
-            s = check_tcp(e, err);
+            s = check_tcp(e, cfg->curve_dir != NULL, err);
         else if (!strncmp(e, "ipc://", 6))
             s = check_ipc(e, cfg->is_router, err);
         else
             s = sl_fail(err, SL_CONFIG, "bus: endpoint '%s' is neither tcp:// nor ipc://", e);
     }
     return s;
+}
+
+bool bus_is_curve(const struct sl_bus_config *cfg, const char *endpoint)
+{
+    return cfg->curve_dir && !strncmp(endpoint, "tcp://", 6);
 }
 
 /* The library unlinks the socket file of an ipc endpoint before it binds, even a living one. */
@@ -239,38 +249,87 @@ enum sl_status bus_bind(struct bus_socket *s, const char *endpoint, char bound[B
     return SL_OK;
 }
 
-enum sl_status bus_open_router(void *ctx, const struct sl_bus_config *cfg, struct bus_socket *s,
-                               struct sl_err *err)
+/* The receiving end has no bound: a full queue would hold up the library's I/O thread. */
+static enum sl_status open_monitor(void *ctx, const char *name, int events, struct bus_socket *s,
+                                   struct sl_err *err)
+{
+    s->monitor = zmq_socket(ctx, ZMQ_PAIR);
+    if (!s->monitor)
+        return sl_fail(err, SL_FAILED, "bus: no socket: %s", zmq_strerror(errno));
+    enum sl_status status =
+        set_int(s->monitor, &(struct int_option){"LINGER", ZMQ_LINGER, 0, false}, err);
+    if (status == SL_OK)
+        status = set_int(s->monitor, &(struct int_option){"RCVHWM", ZMQ_RCVHWM, 0, false}, err);
+    if (status == SL_OK &&
+        (zmq_socket_monitor(s->zmq, name, events) || zmq_connect(s->monitor, name)))
+        status = sl_fail(err, SL_FAILED, "bus: no monitor: %s", zmq_strerror(errno));
+    return status;
+}
+
+#define HANDSHAKE_EVENTS                                                                           \
+    (ZMQ_EVENT_HANDSHAKE_SUCCEEDED | ZMQ_EVENT_HANDSHAKE_FAILED_NO_DETAIL |                        \
+     ZMQ_EVENT_HANDSHAKE_FAILED_PROTOCOL | ZMQ_EVENT_HANDSHAKE_FAILED_AUTH |                       \
+     ZMQ_EVENT_DISCONNECTED)
+
+enum sl_status bus_open_router(void *ctx, const struct sl_bus_config *cfg, struct curve *keys,
+                               struct bus_socket *s, struct sl_err *err)
 {
     s->zmq = zmq_socket(ctx, ZMQ_ROUTER);
     if (!s->zmq)
         return sl_fail(err, SL_FAILED, "bus: no socket: %s", zmq_strerror(errno));
-    return set_options(s->zmq, cfg, err);
+    s->curve = keys != NULL;
+    enum sl_status status = set_options(s->zmq, cfg, s->curve, err);
+    if (status == SL_OK && keys)
+        status = curve_arm_server(keys, s->zmq, SL_KEY_WORKER | SL_KEY_ROUTER, err);
+    if (status == SL_OK && keys)
+        status = open_monitor(ctx, "inproc://monitor-router", HANDSHAKE_EVENTS | ZMQ_EVENT_ACCEPTED,
+                              s, err);
+    return status;
 }
 
-static enum sl_status open_monitor(void *ctx, uint32_t i, struct bus_socket *s, struct sl_err *err)
+/* The key of the next connection, before it is made. */
+static enum sl_status choose_key(struct bus_socket *s, struct curve *keys, struct sl_err *err)
 {
-    char name[48];
-    snprintf(name, sizeof name, "inproc://monitor-%u", i);
-    const int events = ZMQ_EVENT_HANDSHAKE_SUCCEEDED | ZMQ_EVENT_DISCONNECTED;
-    s->monitor = zmq_socket(ctx, ZMQ_PAIR);
-    if (!s->monitor || zmq_socket_monitor(s->zmq, name, events) || zmq_connect(s->monitor, name))
-        return sl_fail(err, SL_FAILED, "bus: no monitor for endpoint %u: %s", i,
-                       zmq_strerror(errno));
-    return set_int(s->monitor, &(struct int_option){"LINGER", ZMQ_LINGER, 0, false}, err);
+    char name[SL_KEY_NAME_BYTES];
+    if (!curve_key_at(keys, SL_KEY_ROUTER, s->key_index, s->server_key, name))
+        return sl_fail(err, SL_CONFIG, "bus: no router's public key is among the allowed ones");
+    return curve_arm_client(keys, s->zmq, s->server_key, err);
 }
 
 enum sl_status bus_open_dealer(void *ctx, const struct sl_bus_config *cfg, uint32_t i,
-                               struct bus_socket *s, struct sl_err *err)
+                               struct curve *keys, struct bus_socket *s, struct sl_err *err)
 {
+    char name[48];
+    snprintf(name, sizeof name, "inproc://monitor-%u", i);
     s->zmq = zmq_socket(ctx, ZMQ_DEALER);
     if (!s->zmq)
         return sl_fail(err, SL_FAILED, "bus: no socket: %s", zmq_strerror(errno));
-    enum sl_status status = set_options(s->zmq, cfg, err);
+    s->endpoint = cfg->endpoints[i];
+    s->curve = bus_is_curve(cfg, s->endpoint);
+    enum sl_status status = set_options(s->zmq, cfg, s->curve, err);
     if (status == SL_OK)
-        status = open_monitor(ctx, i, s, err);
-    if (status == SL_OK && zmq_connect(s->zmq, cfg->endpoints[i]))
-        status = sl_fail(err, SL_CONFIG, "bus: cannot connect to '%s': %s", cfg->endpoints[i],
+        status = open_monitor(ctx, name, HANDSHAKE_EVENTS, s, err);
+    if (status == SL_OK && s->curve)
+        status = choose_key(s, keys, err);
+    if (status == SL_OK && zmq_connect(s->zmq, s->endpoint))
+        status = sl_fail(err, SL_CONFIG, "bus: cannot connect to '%s': %s", s->endpoint,
+                         zmq_strerror(errno));
+    return status;
+}
+
+enum sl_status bus_rekey(struct bus_socket *s, struct curve *keys, struct sl_err *err)
+{
+    s->key_index += s->next_key;
+    s->next_key = false;
+    s->rekey_at_ns = 0;
+    zmq_disconnect(s->zmq, s->endpoint); /* its errors: there was no connection */
+    bus_socket_read_monitor(s);
+    s->connected = false;
+    s->next_key = false;
+    s->rekey_at_ns = 0;
+    enum sl_status status = choose_key(s, keys, err);
+    if (status == SL_OK && zmq_connect(s->zmq, s->endpoint))
+        status = sl_fail(err, SL_CONFIG, "bus: cannot connect to '%s': %s", s->endpoint,
                          zmq_strerror(errno));
     return status;
 }
@@ -289,28 +348,122 @@ void bus_socket_close(struct bus_socket *s)
     memset(s, 0, sizeof *s);
 }
 
+/* ---- events ---- */
+
+static uint16_t port_of(const struct sockaddr_storage *a)
+{
+    if (a->ss_family == AF_INET)
+        return ntohs(((const struct sockaddr_in *)(const void *)a)->sin_port);
+    return a->ss_family == AF_INET6
+               ? ntohs(((const struct sockaddr_in6 *)(const void *)a)->sin6_port)
+               : 0;
+}
+
+/* The duplicate pins what the number stands for now, so that it can be looked at and ended without
+ * a race; at worst another connection to our own port is made anew. */
+void bus_cut(int fd, const char *endpoint)
+{
+    struct sockaddr_storage here;
+    socklen_t size = sizeof here;
+    const char *colon = strrchr(endpoint, ':');
+    int own = fd >= 0 ? fcntl(fd, F_DUPFD_CLOEXEC, 3) : -1;
+    if (own < 0)
+        return;
+    if (colon && getsockname(own, (struct sockaddr *)&here, &size) == 0 && port_of(&here) != 0 &&
+        port_of(&here) == strtoul(colon + 1, NULL, 10))
+        shutdown(own, SHUT_RDWR);
+    close(own);
+}
+
 /* One event: a frame of u16 number and u32 value, then a frame with the address. */
-static bool read_event(void *monitor, uint16_t *event)
+static bool read_event(void *monitor, uint16_t *event, uint32_t *value, char address[256])
 {
     uint8_t number[6];
-    char address[256];
     int n = zmq_recv(monitor, number, sizeof number, ZMQ_DONTWAIT);
     if (n < 0)
         return false;
-    zmq_recv(monitor, address, sizeof address, ZMQ_DONTWAIT);
+    int len = zmq_recv(monitor, address, 255, ZMQ_DONTWAIT);
+    address[len < 0 ? 0 : len < 255 ? len : 255] = '\0';
     *event = 0;
-    if (n == (int)sizeof number)
+    *value = 0;
+    if (n == (int)sizeof number) {
         memcpy(event, number, sizeof *event);
+        memcpy(value, number + 2, sizeof *value);
+    }
     return true;
+}
+
+static void count_event(struct bus_socket *s, uint16_t event, uint32_t value, const char *address)
+{
+    struct bus_events *e = &s->events;
+    switch (event) {
+    case ZMQ_EVENT_ACCEPTED:
+        e->n_accepted++;
+        if (e->n_accepted - e->n_closed > SL_LIMIT_bus_connections) {
+            e->n_cut++;
+            bus_cut((int)value, address);
+        }
+        break;
+    case ZMQ_EVENT_HANDSHAKE_SUCCEEDED:
+        e->n_handshakes++;
+        break;
+    case ZMQ_EVENT_HANDSHAKE_FAILED_PROTOCOL:
+        if (value == ZMQ_PROTOCOL_ERROR_ZMTP_CRYPTOGRAPHIC ||
+            value == ZMQ_PROTOCOL_ERROR_ZMTP_INVALID_SEQUENCE)
+            e->n_broken++;
+        e->n_handshakes_failed++;
+        break;
+    case ZMQ_EVENT_HANDSHAKE_FAILED_NO_DETAIL:
+    case ZMQ_EVENT_HANDSHAKE_FAILED_AUTH:
+        e->n_handshakes_failed++;
+        break;
+    case ZMQ_EVENT_DISCONNECTED:
+        e->n_closed++;
+        break;
+    default:
+        break;
+    }
+}
+
+/* A worker's connection under CURVE went down: when it never stood, the key is the wrong one. */
+static void plan_rekey(struct bus_socket *s)
+{
+    uint64_t wait_ms = RECONNECT_MS;
+    for (uint32_t i = 0; i < s->n_failed && wait_ms < RECONNECT_MAX_MS; i++)
+        wait_ms *= 2;
+    if (s->connected)
+        return; /* the library connects again by itself */
+    s->n_failed++;
+    s->next_key = true;
+    s->rekey_at_ns = sl_now_ns() + wait_ms * SL_MS_NS;
+}
+
+static void follow(struct bus_socket *s, uint16_t event)
+{
+    if (event == ZMQ_EVENT_HANDSHAKE_SUCCEEDED) {
+        s->n_connects++;
+        s->n_failed = 0;
+        s->rekey_at_ns = 0;
+        s->next_key = false;
+        s->connected = true;
+    }
+    if (event == ZMQ_EVENT_HANDSHAKE_FAILED_AUTH)
+        sl_log(SL_LOG_ERROR, "the router at %s does not allow our key", s->endpoint);
+    if (event == ZMQ_EVENT_DISCONNECTED) {
+        if (s->curve)
+            plan_rekey(s);
+        s->connected = false;
+    }
 }
 
 void bus_socket_read_monitor(struct bus_socket *s)
 {
     uint16_t event;
-    while (s->monitor && read_event(s->monitor, &event)) {
-        if (event == ZMQ_EVENT_HANDSHAKE_SUCCEEDED)
-            s->n_connects++;
-        if (event == ZMQ_EVENT_HANDSHAKE_SUCCEEDED || event == ZMQ_EVENT_DISCONNECTED)
-            s->connected = event == ZMQ_EVENT_HANDSHAKE_SUCCEEDED;
+    uint32_t value;
+    char address[256];
+    while (s->monitor && read_event(s->monitor, &event, &value, address)) {
+        count_event(s, event, value, address);
+        if (s->endpoint)
+            follow(s, event);
     }
 }

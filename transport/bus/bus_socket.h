@@ -2,33 +2,63 @@
 #ifndef SLUICE_BUS_SOCKET_H
 #define SLUICE_BUS_SOCKET_H
 
+#include "curve.h"
+
 #include <sluice/transport/bus.h>
 
-/* A socket and, at a worker, the monitor that tells of its connection. */
-struct bus_socket {
-    void *zmq;
-    void *monitor;       /* NULL at a router */
-    uint64_t n_connects; /* handshakes completed */
-    struct sl_bus_order order; /* of a worker's one link here */
-    bool connected;
+/* What connections did, told by the socket's monitor. */
+struct bus_events {
+    uint64_t n_accepted, n_closed; /* connections, each counted once in both */
+    uint64_t n_handshakes;         /* completed */
+    uint64_t n_handshakes_failed;  /* wrong key, garbage, silence; broken frames */
+    uint64_t n_broken;             /* frames altered or replayed under CURVE: connection closed */
+    uint64_t n_cut;                /* connections over the limit */
 };
 
-/* SL_CONFIG, SL_UNSUPPORTED: whether these endpoints may be used at all. */
+/* A socket and the monitor that tells of its connections (none at a router's open socket). */
+struct bus_socket {
+    void *zmq;
+    void *monitor;
+    const char *endpoint; /* workers: the caller's; NULL at a router */
+    bool curve;
+    bool connected;
+    uint64_t n_connects;       /* handshakes completed */
+    struct sl_bus_order order; /* of a worker's one link here */
+    struct bus_events events;
+
+    /* Workers under CURVE: which of the allowed routers' keys is tried now. */
+    uint32_t key_index;
+    char server_key[CURVE_TEXT_BYTES];
+    bool next_key;        /* the handshake failed: another key is due */
+    uint64_t rekey_at_ns; /* 0: nothing is due */
+    uint32_t n_failed;    /* handshakes in a row */
+};
+
+/* SL_CONFIG: whether these endpoints may be used at all. */
 enum sl_status bus_check_config(const struct sl_bus_config *cfg, struct sl_err *err);
+/* Whether an endpoint is spoken to under CURVE: with keys every tcp endpoint is. */
+bool bus_is_curve(const struct sl_bus_config *cfg, const char *endpoint);
 
 #define BUS_ENDPOINT_BYTES 256
 
-/* A ROUTER not yet bound; bus_bind writes the endpoint as bound. SL_PORT_IN_USE, SL_CONFIG. */
-enum sl_status bus_open_router(void *ctx, const struct sl_bus_config *cfg, struct bus_socket *s,
-                               struct sl_err *err);
+/* A ROUTER not yet bound, open or (with `keys`) CURVE; bus_bind writes the endpoint as bound.
+ * SL_PORT_IN_USE, SL_CONFIG. */
+enum sl_status bus_open_router(void *ctx, const struct sl_bus_config *cfg, struct curve *keys,
+                               struct bus_socket *s, struct sl_err *err);
 enum sl_status bus_bind(struct bus_socket *s, const char *endpoint, char bound[BUS_ENDPOINT_BYTES],
                         struct sl_err *err);
 /* A DEALER connected to endpoint `i`. */
 enum sl_status bus_open_dealer(void *ctx, const struct sl_bus_config *cfg, uint32_t i,
-                               struct bus_socket *s, struct sl_err *err);
+                               struct curve *keys, struct bus_socket *s, struct sl_err *err);
+/* Connects anew: with the key of the same index, or with `next_key` with that of the next router.
+ */
+enum sl_status bus_rekey(struct bus_socket *s, struct curve *keys, struct sl_err *err);
 void bus_socket_close(struct bus_socket *s);
 
 /* Takes all waiting connection events. */
 void bus_socket_read_monitor(struct bus_socket *s);
+/* Ends the connection behind a descriptor that ZeroMQ named, if it still is one of `endpoint` (as
+ * bound): the number may have passed to another file meanwhile. */
+void bus_cut(int fd, const char *endpoint);
 
 #endif

@@ -40,6 +40,8 @@
     X(bulk_silence_ms, 1500, "ms", "a transfer without a frame is given up")                       \
     X(bulk_transfer_ms, 20000, "ms", "a transfer takes at most; the rest is computed")             \
     X(bulk_ticket_ms, 10000, "ms", "computed pages are kept for the worker that asked")            \
+    X(bus_connections, 4096, "connections", "open at once on a router's CURVE endpoints")          \
+    X(curve_keys, 1024, "keys", "allowed peers of one key folder")                                 \
     X(model_meta_bytes, 67108864, "bytes", "tokenizer and template fetched from a worker")         \
     X(template_steps, 1000000, "steps", "chat template evaluation")                                \
     X(template_output_bytes, 4194304, "bytes", "chat template output")                             \

@@ -3,7 +3,8 @@
  * A router binds one ROUTER socket; a worker opens one DEALER per router. Messages are decoded into
  * a capped arena and range-checked before anyone sees them: no pointer, handle or length from the
  * wire is trusted. Links use ipc in a 0700 folder on one machine and tcp elsewhere; a non-loopback
- * tcp endpoint without CURVE keys is refused. One thread per bus object. */
+ * tcp endpoint without CURVE keys is refused. With keys a link is one connection of one key, and
+ * no peer names itself, so nobody can take over another's. One thread per bus object. */
 #ifndef SLUICE_TRANSPORT_BUS_H
 #define SLUICE_TRANSPORT_BUS_H
 
@@ -167,7 +168,8 @@ struct sl_bus_config {
     const char *const *endpoints; /* router: to bind; worker: to connect */
     uint32_t n_endpoints;
     bool is_router;
-    const char *curve_dir;        /* NULL: none; then only ipc and loopback tcp */
+    const char *curve_dir;        /* keys (sluice/transport/keys.h): tcp endpoints are spoken to under
+                                     CURVE; NULL: none, then only ipc and loopback tcp */
     uint32_t heartbeat_ms;        /* ZMQ heartbeats on both sides; 0: 200 */
 };
 /* Opens sockets, sets every option explicitly and reads each back. SL_PORT_IN_USE, SL_CONFIG (also
@@ -202,9 +204,19 @@ void sl_bus_drop(struct sl_bus *b, uint64_t link);
 uint64_t sl_bus_n_connects(const struct sl_bus *b, uint64_t link);
 bool sl_bus_connected(const struct sl_bus *b, uint64_t link);
 
+/* Reads the key folder again now; async-signal-safe. It is followed without that, too. */
+void sl_bus_reload_keys(struct sl_bus *b);
+
 struct sl_bus_stats {
     uint64_t n_sent, n_received, n_malformed, n_refused, n_repeated, n_gaps;
     uint64_t bytes_sent, bytes_received;
+    /* CURVE endpoints. */
+    uint64_t n_denied;            /* peers and messages without an allowed key */
+    uint64_t n_revoked;           /* links cut because their key was removed */
+    uint64_t n_broken;            /* frames altered or replayed: their connection was closed */
+    uint64_t n_handshakes, n_handshakes_failed;
+    uint64_t n_connections, n_cut; /* open now at a router; ended for being too many */
+    uint64_t n_key_reloads;
 };
 void sl_bus_stats(const struct sl_bus *b, struct sl_bus_stats *out);
 
