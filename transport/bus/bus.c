@@ -27,7 +27,6 @@
 #define SKIPPED_AT_ONCE_MAX 256 /* bad messages in a row before the caller gets the thread back */
 #define ENDPOINTS_MAX       64
 #define TIMER_MS            50 /* how often keys and connections are looked after */
-#define PEER_ROLES          (SL_KEY_WORKER | SL_KEY_ROUTER)
 
 /* A known peer of a router; link 0 marks a free slot. */
 struct peer {
@@ -43,8 +42,8 @@ struct peer {
 struct sl_bus {
     void *ctx;
     bool is_router;
-    struct curve *keys; /* NULL: open endpoints only */
-    uint64_t keys_seen; /* generation of the allow-list when links were last looked at */
+    struct bus_keys keys; /* ring NULL: open endpoints only */
+    uint64_t keys_seen;   /* generation of the allow-list when links were last looked at */
     char own_key[CURVE_TEXT_BYTES];
     struct bus_socket *sockets; /* router: the open one, then the CURVE one, as far as needed */
     uint32_t n_sockets, next_socket; /* where the next receive begins, for fairness */
@@ -127,10 +126,12 @@ static enum sl_status open_keys(struct sl_bus *b, const struct sl_bus_config *cf
                                .it_value.tv_nsec = TIMER_MS * 1000000};
     if (!cfg->curve_dir)
         return SL_OK;
-    enum sl_status s = curve_open(b->ctx, cfg->curve_dir, &b->keys, err);
+    enum sl_status s = curve_open(b->ctx, cfg->curve_dir, &b->keys.ring, err);
     if (s != SL_OK)
         return s;
-    curve_own_key(b->keys, b->own_key);
+    /* A router may register with another router, as the worker that its site is. */
+    b->keys.peers = cfg->is_router ? SL_KEY_WORKER | SL_KEY_ROUTER : SL_KEY_ROUTER;
+    curve_own_key(b->keys.ring, b->own_key);
     b->timer_fd = timerfd_create(CLOCK_MONOTONIC, TFD_CLOEXEC | TFD_NONBLOCK);
     if (b->timer_fd < 0 || timerfd_settime(b->timer_fd, 0, &often, NULL) ||
         epoll_ctl(b->epoll_fd, EPOLL_CTL_ADD, b->timer_fd, &ev))
@@ -149,7 +150,7 @@ static enum sl_status open_router_socket(struct sl_bus *b, const struct sl_bus_c
         return SL_OK;
     uint32_t at = b->n_sockets++;
     struct bus_socket *socket = &b->sockets[at];
-    enum sl_status s = bus_open_router(b->ctx, cfg, curve ? b->keys : NULL, socket, err);
+    enum sl_status s = bus_open_router(b->ctx, cfg, curve ? &b->keys : NULL, socket, err);
     for (uint32_t i = 0; i < cfg->n_endpoints && s == SL_OK; i++) {
         if (bus_is_curve(cfg, cfg->endpoints[i]) != curve)
             continue;
@@ -180,7 +181,7 @@ static enum sl_status open_as_worker(struct sl_bus *b, const struct sl_bus_confi
     enum sl_status s = SL_OK;
     b->n_sockets = cfg->n_endpoints;
     for (uint32_t i = 0; i < cfg->n_endpoints && s == SL_OK; i++) {
-        s = bus_open_dealer(b->ctx, cfg, i, b->keys, &b->sockets[i], err);
+        s = bus_open_dealer(b->ctx, cfg, i, &b->keys, &b->sockets[i], err);
         if (s == SL_OK)
             s = watch(b, b->sockets[i].zmq, err);
         if (s == SL_OK)
@@ -238,7 +239,7 @@ void sl_bus_close(struct sl_bus *b)
         return;
     for (uint32_t i = 0; b->sockets && i < b->n_sockets; i++)
         bus_socket_close(&b->sockets[i]);
-    curve_close(b->keys);
+    curve_close(b->keys.ring);
     if (b->ctx)
         zmq_ctx_term(b->ctx);
     if (b->epoll_fd >= 0)
@@ -345,8 +346,8 @@ void sl_bus_stats(const struct sl_bus *b, struct sl_bus_stats *out)
 {
     struct curve_stats keys = {0};
     *out = b->stats;
-    if (b->keys)
-        curve_stats(b->keys, &keys);
+    if (b->keys.ring)
+        curve_stats(b->keys.ring, &keys);
     out->n_denied += keys.n_denied;
     out->n_key_reloads = keys.n_reloads;
     for (uint32_t i = 0; i < b->n_sockets; i++) {
@@ -363,8 +364,8 @@ void sl_bus_stats(const struct sl_bus *b, struct sl_bus_stats *out)
 
 void sl_bus_reload_keys(struct sl_bus *b)
 {
-    if (b->keys)
-        curve_reload(b->keys);
+    if (b->keys.ring)
+        curve_reload(b->keys.ring);
 }
 
 static const char *endpoint_of(const struct sl_bus *b, uint32_t socket)
@@ -380,7 +381,7 @@ static void drop_denied(struct sl_bus *b)
 {
     for (uint32_t i = 0; i < SL_LIMIT_workers; i++) {
         struct peer *p = &b->peers[i];
-        if (!p->link || !p->key[0] || curve_allows(b->keys, p->key, PEER_ROLES, NULL))
+        if (!p->link || !p->key[0] || curve_allows(b->keys.ring, p->key, b->keys.peers, NULL))
             continue;
         sl_log(SL_LOG_WARN, "bus: link %llu is cut: its key was removed",
                (unsigned long long)p->link);
@@ -400,7 +401,7 @@ static void bind_again(struct sl_bus *b)
         if (!s->curve)
             continue;
         zmq_unbind(s->zmq, b->bound[i]); /* fails when a round before did it */
-        if (curve_arm_server(b->keys, s->zmq, PEER_ROLES, &err) != SL_OK ||
+        if (curve_arm_server(b->keys.ring, s->zmq, b->keys.peers, &err) != SL_OK ||
             bus_bind(s, b->bound[i], bound, &err) != SL_OK) {
             sl_log(SL_LOG_WARN, "%s; trying again", err.msg);
             b->rebind = true; /* the old listener goes in its own time */
@@ -414,7 +415,7 @@ static void bind_again(struct sl_bus *b)
 static void use_new_keys(struct sl_bus *b)
 {
     char own[CURVE_TEXT_BYTES];
-    curve_own_key(b->keys, own);
+    curve_own_key(b->keys.ring, own);
     bool changed = strcmp(own, b->own_key) != 0;
     memcpy(b->own_key, own, sizeof own);
     if (b->is_router) {
@@ -424,7 +425,7 @@ static void use_new_keys(struct sl_bus *b)
     }
     for (uint32_t i = 0; i < b->n_sockets; i++) {
         struct bus_socket *s = &b->sockets[i];
-        bool lost = s->curve && !curve_allows(b->keys, s->server_key, SL_KEY_ROUTER, NULL);
+        bool lost = s->curve && !curve_allows(b->keys.ring, s->server_key, b->keys.peers, NULL);
         if (lost || (s->curve && !s->connected))
             s->rekey_at_ns = sl_now_ns();
     }
@@ -434,24 +435,20 @@ static void use_new_keys(struct sl_bus *b)
 static void look_after_keys(struct sl_bus *b)
 {
     uint64_t ticks, now = 0;
-    struct sl_err err;
-    if (!b->keys)
+    if (!b->keys.ring)
         return;
     ssize_t n = read(b->timer_fd, &ticks, sizeof ticks);
     if (n > 0)
         now = sl_now_ns();
-    uint64_t generation = curve_generation(b->keys);
+    uint64_t generation = curve_generation(b->keys.ring);
     if (generation != b->keys_seen) {
         b->keys_seen = generation;
         use_new_keys(b);
     }
     if (now && b->rebind)
         bind_again(b);
-    for (uint32_t i = 0; now && !b->is_router && i < b->n_sockets; i++) {
-        struct bus_socket *s = &b->sockets[i];
-        if (s->rekey_at_ns && now >= s->rekey_at_ns && bus_rekey(s, b->keys, &err) != SL_OK)
-            sl_log(SL_LOG_ERROR, "%s", err.msg);
-    }
+    for (uint32_t i = 0; now && i < b->n_sockets; i++)
+        bus_tend(&b->sockets[i], &b->keys, now);
 }
 
 /* ---- receiving ---- */
@@ -517,7 +514,7 @@ static uint64_t link_of(struct sl_bus *b, struct parcel *parcel, uint32_t socket
     struct peer *p = peer_by_id(b, &from, sl_hash64(from.id, from.id_len, 0));
     bool curve = b->sockets[socket].curve;
     bool same = from.key && (!p || !strcmp(p->key, from.key));
-    if (curve && (!same || (!p && !curve_allows(b->keys, from.key, PEER_ROLES, NULL)))) {
+    if (curve && (!same || (!p && !curve_allows(b->keys.ring, from.key, b->keys.peers, NULL)))) {
         b->stats.n_denied++;
         sl_log(SL_LOG_WARN, "bus: message of a peer whose key is not allowed");
         bus_cut(from.fd, endpoint_of(b, socket));

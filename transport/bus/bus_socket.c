@@ -271,8 +271,9 @@ static enum sl_status open_monitor(void *ctx, const char *name, int events, stru
      ZMQ_EVENT_HANDSHAKE_FAILED_PROTOCOL | ZMQ_EVENT_HANDSHAKE_FAILED_AUTH |                       \
      ZMQ_EVENT_DISCONNECTED)
 
-enum sl_status bus_open_router(void *ctx, const struct sl_bus_config *cfg, struct curve *keys,
-                               struct bus_socket *s, struct sl_err *err)
+enum sl_status bus_open_router(void *ctx, const struct sl_bus_config *cfg,
+                               const struct bus_keys *keys, struct bus_socket *s,
+                               struct sl_err *err)
 {
     s->zmq = zmq_socket(ctx, ZMQ_ROUTER);
     if (!s->zmq)
@@ -280,24 +281,34 @@ enum sl_status bus_open_router(void *ctx, const struct sl_bus_config *cfg, struc
     s->curve = keys != NULL;
     enum sl_status status = set_options(s->zmq, cfg, s->curve, err);
     if (status == SL_OK && keys)
-        status = curve_arm_server(keys, s->zmq, SL_KEY_WORKER | SL_KEY_ROUTER, err);
+        status = curve_arm_server(keys->ring, s->zmq, keys->peers, err);
     if (status == SL_OK && keys)
         status = open_monitor(ctx, "inproc://monitor-router", HANDSHAKE_EVENTS | ZMQ_EVENT_ACCEPTED,
                               s, err);
     return status;
 }
 
-/* The key of the next connection, before it is made. */
-static enum sl_status choose_key(struct bus_socket *s, struct curve *keys, struct sl_err *err)
+/* "HOST" of "tcp://HOST:PORT". */
+static struct sl_str host_of(const char *endpoint)
 {
-    char name[SL_KEY_NAME_BYTES];
-    if (!curve_key_at(keys, SL_KEY_ROUTER, s->key_index, s->server_key, name))
-        return sl_fail(err, SL_CONFIG, "bus: no router's public key is among the allowed ones");
-    return curve_arm_client(keys, s->zmq, s->server_key, err);
+    const char *host = endpoint + strlen("tcp://");
+    const char *colon = strrchr(host, ':');
+    return (struct sl_str){host, colon ? (size_t)(colon - host) : strlen(host)};
+}
+
+/* The key of the next connection, before it is made. */
+static enum sl_status choose_key(struct bus_socket *s, const struct bus_keys *keys,
+                                 struct sl_err *err)
+{
+    if (!curve_key_at(keys->ring, keys->peers, host_of(s->endpoint), s->key_index, s->server_key))
+        return sl_fail(err, SL_CONFIG, "bus: no allowed key is one of a %s, for '%s'",
+                       keys->peers & SL_KEY_ROUTER ? "router" : "worker", s->endpoint);
+    return curve_arm_client(keys->ring, s->zmq, s->server_key, err);
 }
 
 enum sl_status bus_open_dealer(void *ctx, const struct sl_bus_config *cfg, uint32_t i,
-                               struct curve *keys, struct bus_socket *s, struct sl_err *err)
+                               const struct bus_keys *keys, struct bus_socket *s,
+                               struct sl_err *err)
 {
     char name[48];
     snprintf(name, sizeof name, "inproc://monitor-%u", i);
@@ -311,23 +322,6 @@ enum sl_status bus_open_dealer(void *ctx, const struct sl_bus_config *cfg, uint3
         status = open_monitor(ctx, name, HANDSHAKE_EVENTS, s, err);
     if (status == SL_OK && s->curve)
         status = choose_key(s, keys, err);
-    if (status == SL_OK && zmq_connect(s->zmq, s->endpoint))
-        status = sl_fail(err, SL_CONFIG, "bus: cannot connect to '%s': %s", s->endpoint,
-                         zmq_strerror(errno));
-    return status;
-}
-
-enum sl_status bus_rekey(struct bus_socket *s, struct curve *keys, struct sl_err *err)
-{
-    s->key_index += s->next_key;
-    s->next_key = false;
-    s->rekey_at_ns = 0;
-    zmq_disconnect(s->zmq, s->endpoint); /* its errors: there was no connection */
-    bus_socket_read_monitor(s);
-    s->connected = false;
-    s->next_key = false;
-    s->rekey_at_ns = 0;
-    enum sl_status status = choose_key(s, keys, err);
     if (status == SL_OK && zmq_connect(s->zmq, s->endpoint))
         status = sl_fail(err, SL_CONFIG, "bus: cannot connect to '%s': %s", s->endpoint,
                          zmq_strerror(errno));
@@ -466,4 +460,32 @@ void bus_socket_read_monitor(struct bus_socket *s)
         if (s->endpoint)
             follow(s, event);
     }
+}
+
+/* Connects anew: with the key of the same place, or after a failed handshake with the next. */
+static enum sl_status rekey(struct bus_socket *s, const struct bus_keys *keys, struct sl_err *err)
+{
+    s->key_index += s->next_key;
+    zmq_disconnect(s->zmq, s->endpoint); /* fails when there was no connection */
+    bus_socket_read_monitor(s);
+    s->connected = false;
+    s->next_key = false;
+    s->rekey_at_ns = 0;
+    enum sl_status status = choose_key(s, keys, err);
+    if (status == SL_OK && zmq_connect(s->zmq, s->endpoint))
+        status = sl_fail(err, SL_CONFIG, "bus: cannot connect to '%s': %s", s->endpoint,
+                         zmq_strerror(errno));
+    return status;
+}
+
+void bus_tend(struct bus_socket *s, const struct bus_keys *keys, uint64_t now)
+{
+    struct sl_err err;
+    bus_socket_read_monitor(s);
+    if (!s->endpoint || !s->curve || !s->rekey_at_ns || now < s->rekey_at_ns)
+        return;
+    if (rekey(s, keys, &err) == SL_OK)
+        return;
+    sl_log(SL_LOG_ERROR, "%s", err.msg);
+    s->rekey_at_ns = now + RECONNECT_MAX_MS * SL_MS_NS;
 }

@@ -34,6 +34,12 @@ struct bus_socket {
     uint32_t n_failed;    /* handshakes in a row */
 };
 
+/* Keys for a socket: who may connect to one that binds, whose key one that connects expects. */
+struct bus_keys {
+    struct curve *ring;
+    unsigned peers; /* mask of enum sl_key_role */
+};
+
 /* SL_CONFIG: whether these endpoints may be used at all. */
 enum sl_status bus_check_config(const struct sl_bus_config *cfg, struct sl_err *err);
 /* Whether an endpoint is spoken to under CURVE: with keys every tcp endpoint is. */
@@ -41,18 +47,20 @@ bool bus_is_curve(const struct sl_bus_config *cfg, const char *endpoint);
 
 #define BUS_ENDPOINT_BYTES 256
 
-/* A ROUTER not yet bound, open or (with `keys`) CURVE; bus_bind writes the endpoint as bound.
- * SL_PORT_IN_USE, SL_CONFIG. */
-enum sl_status bus_open_router(void *ctx, const struct sl_bus_config *cfg, struct curve *keys,
-                               struct bus_socket *s, struct sl_err *err);
+/* A ROUTER not yet bound, open or (with keys that are not NULL) under CURVE; bus_bind writes the
+ * endpoint as bound. SL_PORT_IN_USE, SL_CONFIG. */
+enum sl_status bus_open_router(void *ctx, const struct sl_bus_config *cfg,
+                               const struct bus_keys *keys, struct bus_socket *s,
+                               struct sl_err *err);
 enum sl_status bus_bind(struct bus_socket *s, const char *endpoint, char bound[BUS_ENDPOINT_BYTES],
                         struct sl_err *err);
-/* A DEALER connected to endpoint `i`. */
+/* A DEALER connected to endpoint `i`; `keys` may be NULL when no endpoint needs them. */
 enum sl_status bus_open_dealer(void *ctx, const struct sl_bus_config *cfg, uint32_t i,
-                               struct curve *keys, struct bus_socket *s, struct sl_err *err);
-/* Connects anew: with the key of the same index, or with `next_key` with that of the next router.
- */
-enum sl_status bus_rekey(struct bus_socket *s, struct curve *keys, struct sl_err *err);
+                               const struct bus_keys *keys, struct bus_socket *s,
+                               struct sl_err *err);
+/* Takes waiting events and, for a DEALER under CURVE, connects anew with the next allowed key when
+ * one is due. To be called every 50 ms or so. */
+void bus_tend(struct bus_socket *s, const struct bus_keys *keys, uint64_t now_ns);
 void bus_socket_close(struct bus_socket *s);
 
 /* Takes all waiting connection events. */

@@ -68,31 +68,36 @@ bool curve_allows(struct curve *c, const char *key, unsigned roles, char name[SL
     return k != NULL;
 }
 
-bool curve_key_at(struct curve *c, enum sl_key_role role, uint32_t i, char text[CURVE_TEXT_BYTES],
-                  char name[SL_KEY_NAME_BYTES])
+/* 0 is tried first. */
+static int turn_of(const struct curve_folder *f, const struct curve_key *k, struct sl_str host)
 {
-    const struct curve_key *found = NULL, *own = NULL;
-    uint32_t n = 0;
+    size_t len = strlen(k->name);
+    bool named = len > 0 && len <= host.len && !memcmp(k->name, host.data, len) &&
+                 (len == host.len || host.data[len] == '.');
+    if (named)
+        return 0;
+    return strcmp(k->text, f->own_public) == 0 ? 1 : 2;
+}
+
+bool curve_key_at(struct curve *c, unsigned roles, struct sl_str host, uint32_t i,
+                  char text[CURVE_TEXT_BYTES])
+{
+    uint32_t n = 0, left;
+    bool found = false;
     pthread_mutex_lock(&c->lock);
     const struct curve_folder *f = c->folder;
-    for (uint32_t k = 0; k < f->n_keys; k++) {
-        bool is_own = !strcmp(f->keys[k].text, f->own_public);
-        if (f->keys[k].role == (unsigned)role && is_own)
-            own = &f->keys[k];
-        n += f->keys[k].role == (unsigned)role && !is_own;
-    }
-    uint32_t left = n ? i % n : 0;
-    for (uint32_t k = 0; k < f->n_keys && n && !found; k++)
-        if (f->keys[k].role == (unsigned)role && strcmp(f->keys[k].text, f->own_public) != 0 &&
-            left-- == 0)
-            found = &f->keys[k];
-    found = found ? found : own;
-    if (found) {
-        memcpy(text, found->text, CURVE_TEXT_BYTES);
-        memcpy(name, found->name, SL_KEY_NAME_BYTES);
-    }
+    for (uint32_t k = 0; k < f->n_keys; k++)
+        n += (f->keys[k].role & roles) != 0;
+    left = n ? i % n : 0;
+    for (int turn = 0; turn < 3 && n && !found; turn++)
+        for (uint32_t k = 0; k < f->n_keys && !found; k++) {
+            if (!(f->keys[k].role & roles) || turn_of(f, &f->keys[k], host) != turn || left-- != 0)
+                continue;
+            memcpy(text, f->keys[k].text, CURVE_TEXT_BYTES);
+            found = true;
+        }
     pthread_mutex_unlock(&c->lock);
-    return found != NULL;
+    return found;
 }
 
 void curve_own_key(struct curve *c, char text[CURVE_TEXT_BYTES])

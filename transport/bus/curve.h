@@ -35,10 +35,11 @@ void curve_own_key(struct curve *c, char text[CURVE_TEXT_BYTES]);
 /* Whether this key (Z85, as of User-Id; NULL is nobody) is allowed in one of these roles now; its
  * name goes to `name` unless that is NULL. */
 bool curve_allows(struct curve *c, const char *key, unsigned roles, char name[SL_KEY_NAME_BYTES]);
-/* The i-th allowed key of a role, counted modulo their number, other than our own unless there is
- * no other; false when there is none. A node that connects tries them in turn. */
-bool curve_key_at(struct curve *c, enum sl_key_role role, uint32_t i, char text[CURVE_TEXT_BYTES],
-                  char name[SL_KEY_NAME_BYTES]);
+/* The i-th allowed key of these roles in the order in which a node that connects tries them,
+ * counted modulo their number: those whose name is `host` or its part before the first dot, then
+ * our own (processes may share a folder), then the rest. False when there is none. */
+bool curve_key_at(struct curve *c, unsigned roles, struct sl_str host, uint32_t i,
+                  char text[CURVE_TEXT_BYTES]);
 
 /* Read the folder again now; async-signal-safe. */
 void curve_reload(struct curve *c);

@@ -31,6 +31,7 @@ struct place {
 
 struct rendezvous {
     void *ctx;
+    struct bus_keys keys; /* ranks are workers, rank 0 among them */
     struct bus_socket socket;
     struct place places[SL_COMM_RANKS_MAX];
 };
@@ -90,9 +91,13 @@ static enum sl_status open_socket(struct comm_join *j, struct sl_err *err)
     struct rendezvous *r = j->rendezvous = calloc(1, sizeof *r);
     if (!r || !(r->ctx = zmq_ctx_new()))
         return sl_fail(err, SL_NO_MEMORY, "comm: no memory for the rendezvous");
+    bool keyed = bus_is_curve(&bus, j->cfg->rendezvous);
+    r->keys.peers = SL_KEY_WORKER;
+    if (keyed && (s = curve_open(r->ctx, bus.curve_dir, &r->keys.ring, err)))
+        return s;
     if (!bus.is_router)
-        return bus_open_dealer(r->ctx, &bus, 0, &r->socket, err);
-    s = bus_open_router(r->ctx, &bus, &r->socket, err);
+        return bus_open_dealer(r->ctx, &bus, 0, &r->keys, &r->socket, err);
+    s = bus_open_router(r->ctx, &bus, keyed ? &r->keys : NULL, &r->socket, err);
     return s ? s : bus_bind(&r->socket, j->cfg->rendezvous, bound, err);
 }
 
@@ -103,6 +108,7 @@ void rendezvous_close(struct comm_join *j)
     if (!r)
         return;
     bus_socket_close(&r->socket);
+    curve_close(r->keys.ring);
     if (r->ctx)
         zmq_ctx_term(r->ctx);
     free(r);
@@ -286,6 +292,7 @@ static enum sl_status host(struct comm_join *j, struct sl_err *err)
             return s;
         }
         zmq_poll(&item, 1, SLICE_MS);
+        bus_tend(&j->rendezvous->socket, &j->rendezvous->keys, sl_now_ns());
         if ((s = take_joins(j, err)))
             return s;
     }
@@ -340,6 +347,7 @@ static enum sl_status ask(struct comm_join *j, struct sl_err *err)
         if (sl_now_ns() >= again_ns && zmq_send(zmq, data, n, ZMQ_DONTWAIT) >= 0)
             again_ns = sl_now_ns() + AGAIN_MS * SL_MS_NS;
         zmq_poll(&item, 1, SLICE_MS);
+        bus_tend(&j->rendezvous->socket, &j->rendezvous->keys, sl_now_ns());
         if ((s = read_answer(j, join.nonce, &got, err)))
             return s;
     }
