@@ -11,7 +11,9 @@
 #include <sluice/base/containers.h>
 #include <sluice/base/time.h>
 
+#include <errno.h>
 #include <fcntl.h>
+#include <poll.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -19,8 +21,10 @@
 #include <unistd.h>
 #include <zmq.h>
 
-#define AGAIN_MS 200 /* between two JOINs */
-#define SLICE_MS 20
+#define AGAIN_MS        200 /* between two JOINs */
+#define SLICE_MS        20
+#define REFUSE_MS       1000 /* for everybody to hear why there is no group */
+#define REFUSE_AGAIN_MS 10
 
 struct place {
     struct wire_join join;
@@ -154,30 +158,42 @@ static bool receive_join(struct rendezvous *r, struct place *out, bool *good)
     return true;
 }
 
-static void answer(struct rendezvous *r, const struct place *p, struct wire_answer *a)
+/* False when that peer has gone. */
+static bool answer(struct rendezvous *r, const struct place *p, struct wire_answer *a)
 {
     uint8_t data[WIRE_ANSWER_MAX];
     a->nonce = p->join.nonce;
     size_t n = wire_answer_encode(a, data);
-    if (zmq_send(r->socket.zmq, p->id, p->id_bytes, ZMQ_SNDMORE | ZMQ_DONTWAIT) >= 0)
+    bool sent = zmq_send(r->socket.zmq, p->id, p->id_bytes, ZMQ_SNDMORE | ZMQ_DONTWAIT) >= 0;
+    bool gone = !sent && errno == EHOSTUNREACH;
+    if (sent)
         zmq_send(r->socket.zmq, data, n, ZMQ_DONTWAIT);
     explicit_bzero(data, sizeof data);
+    return !gone;
 }
 
-/* Tells everybody who came, and `extra`, why there will be no group. */
-static void refuse_all(struct rendezvous *r, const struct place *extra, const struct sl_err *why)
+/* Tells everybody who came, and `extra`, why there will be no group, until they have left: a
+ * connection that we closed would take an answer along that was not read yet. */
+static void refuse_all(struct rendezvous *r, struct place *extra, const struct sl_err *why)
 {
     struct wire_answer a = {.status = why->status};
+    uint64_t until = sl_now_ns() + REFUSE_MS * SL_MS_NS;
+    uint32_t left = 1;
     snprintf(a.reason, sizeof a.reason, "%.*s", (int)sizeof a.reason - 1, why->msg);
     for (char *c = a.reason; *c; c++)
         if (*c < ' ' || *c > '~')
             *c = '?';
-    for (uint32_t i = 1; i < SL_COMM_RANKS_MAX; i++)
-        if (r->places[i].taken)
-            answer(r, &r->places[i], &a);
-    if (extra)
-        answer(r, extra, &a);
+    for (; left && sl_now_ns() < until; poll(NULL, 0, REFUSE_AGAIN_MS)) {
+        left = 0;
+        for (uint32_t i = 1; i < SL_COMM_RANKS_MAX; i++)
+            if (r->places[i].taken)
+                left += r->places[i].taken = answer(r, &r->places[i], &a);
+        if (extra && extra->taken)
+            left += extra->taken = answer(r, extra, &a);
+    }
 }
+
+static const char *const kind_names[] = {"auto", "shm", "tcp"}; /* enum sl_comm_kind */
 
 static enum sl_status check_fit(const struct wire_join *zero, const struct wire_join *j,
                                 struct sl_err *err)
@@ -195,8 +211,8 @@ static enum sl_status check_fit(const struct wire_join *zero, const struct wire_
                        "comm: rank %u has configuration %016llx, rank 0 has %016llx", j->rank,
                        (unsigned long long)j->config_hash, (unsigned long long)zero->config_hash);
     if (zero->kind != j->kind)
-        return sl_fail(err, SL_CONFIG, "comm: rank %u asks for links of kind %u, rank 0 for %u",
-                       j->rank, j->kind, zero->kind);
+        return sl_fail(err, SL_CONFIG, "comm: rank %u asks for %s links, rank 0 for %s", j->rank,
+                       kind_names[j->kind], kind_names[zero->kind]);
     return SL_OK;
 }
 
