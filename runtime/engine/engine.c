@@ -11,84 +11,15 @@
 #include <time.h>
 #include <unistd.h>
 
-#define SEQS_DEFAULT           64
-#define QUEUE_DEFAULT          256
-#define PAGE_DEFAULT           16
-#define BATCH_TOKENS_DEFAULT   512
 #define STEP_TARGET_MS_DEFAULT 200
-#define KV_MEMORY_SHARE        4 /* at most a quarter of physical memory unless told otherwise */
 
-static uint32_t or_default(uint32_t given, uint32_t def)
-{
-    return given ? given : def;
-}
-
-static uint64_t physical_bytes(void)
-{
-    long pages = sysconf(_SC_PHYS_PAGES), size = sysconf(_SC_PAGESIZE);
-    return pages > 0 && size > 0 ? (uint64_t)pages * (uint64_t)size : (uint64_t)1 << 30;
-}
-
-enum sl_status sl_engine_open_backend(const struct sl_engine_config *cfg, struct sl_backend **out,
-                                      struct sl_err *err)
-{
-    const char *name = cfg->backend ? cfg->backend : "cpu";
-    if (!strcmp(name, "ref"))
-        return sl_ref_open(out, err);
-    if (strcmp(name, "cpu") != 0)
-        return sl_fail_param(err, SL_UNSUPPORTED, "backend", "backend '%s' is not implemented",
-                             name);
-    struct sl_cpu_config cpu = {.isa = cfg->isa, .n_threads = or_default(cfg->n_threads, 1)};
-    return sl_cpu_open(&cpu, out, err);
-}
-
-/* Limits that follow from the configuration and the model. */
-static enum sl_status plan_limits(struct sl_engine *e, const struct sl_engine_config *cfg,
-                                  const struct sl_model_config *m, struct sl_err *err)
-{
-    struct sl_engine_info *i = &e->info;
-    i->max_seqs = or_default(cfg->max_seqs, SEQS_DEFAULT);
-    i->queue_max = or_default(cfg->queue_max, QUEUE_DEFAULT);
-    i->page_size = or_default(cfg->page_size, PAGE_DEFAULT);
-    i->max_len = or_default(cfg->max_len, m->ctx_max);
-    i->max_batch_tokens = or_default(cfg->max_batch_tokens, BATCH_TOKENS_DEFAULT);
-    i->n_vocab = m->n_vocab;
-    i->n_threads = e->backend->n_threads;
-    if (i->max_len > m->ctx_max)
-        return sl_fail_param(err, SL_USAGE, "max-model-len",
-                             "max-model-len %u is longer than the model's context of %u",
-                             i->max_len, m->ctx_max);
-    if (SL_ATTN_SEGMENT % i->page_size)
-        return sl_fail_param(err, SL_USAGE, "page-size", "page-size %u does not divide %d",
-                             i->page_size, SL_ATTN_SEGMENT);
-    if (i->max_batch_tokens < i->max_seqs)
-        i->max_batch_tokens = i->max_seqs;
-    return SL_OK;
-}
-
-/* As many pages as every sequence at full length could need, or as memory allows. */
 static enum sl_status open_kv(struct sl_engine *e, const struct sl_engine_config *cfg,
                               const struct sl_model_config *m, struct sl_err *err)
 {
-    struct sl_engine_info *i = &e->info;
-    uint64_t page_bytes = sl_model_kv_token_bytes(m, NULL, cfg->kv_dtype) * i->page_size;
-    uint64_t seq_pages = (i->max_len + i->page_size - 1) / i->page_size;
-    uint64_t pages = seq_pages * i->max_seqs;
-    uint64_t room = cfg->kv_bytes ? cfg->kv_bytes : physical_bytes() / KV_MEMORY_SHARE;
-    if (cfg->kv_bytes || pages > room / page_bytes)
-        pages = room / page_bytes;
-    if (pages > UINT32_MAX / 2)
-        pages = UINT32_MAX / 2;
-    if (pages < 2)
-        return sl_fail_param(err, SL_NO_MEMORY, "kv-cache-memory-bytes",
-                             "kv cache of %llu bytes holds fewer than 2 pages of %llu bytes",
-                             (unsigned long long)room, (unsigned long long)page_bytes);
-    i->n_pages = (uint32_t)pages;
-    if (pages * i->page_size < i->max_len)
-        i->max_len = (uint32_t)pages * i->page_size; /* no sequence can be longer than the pool */
-    struct sl_kv_config kv = sl_model_kv_config(m, NULL, i->page_size, i->n_pages, cfg->kv_dtype);
+    struct sl_kv_config kv =
+        sl_model_kv_config(m, &e->shard, e->info.page_size, e->info.n_pages, cfg->kv_dtype);
     enum sl_status status = e->backend->ops->kv_open(e->backend, &kv, &e->kv, err);
-    i->kv_bytes = e->kv.bytes;
+    e->info.kv_bytes = e->kv.bytes;
     return status;
 }
 
@@ -175,30 +106,58 @@ static void name_parts(struct sl_engine *e, const struct sl_engine_config *cfg, 
     e->info.backend = e->backend->ops->name;
 }
 
+static enum sl_status open_model(struct sl_engine *e, const struct sl_engine_config *cfg,
+                                 struct sl_err *err)
+{
+    struct sl_model_options o = {.shard = e->shard,
+                                 .max_batch_tokens = e->info.max_batch_tokens,
+                                 .max_positions = e->info.max_len,
+                                 .max_logit_rows = e->info.max_seqs,
+                                 .progress = cfg->progress,
+                                 .ctx = cfg->progress_ctx};
+    return sl_model_open(cfg->gguf, e->backend, &o, &e->model, err);
+}
+
+/* Ranks fit together when all of this is equal. */
+static enum sl_status open_group(struct sl_engine *e, const struct sl_engine_config *cfg,
+                                 struct sl_err *err)
+{
+    const struct sl_engine_info *i = &e->info;
+    struct wire_limits l = {.max_seqs = i->max_seqs,
+                            .max_rows = i->max_batch_tokens,
+                            .max_len = i->max_len,
+                            .n_vocab = i->n_vocab,
+                            .n_pages = i->n_pages,
+                            .page_size = i->page_size};
+    if (e->shard.tp * e->shard.pp == 1)
+        return SL_OK;
+    uint64_t hash =
+        sl_hash64(e->class_name, strlen(e->class_name), e->shard.tp * 65536u + e->shard.pp);
+    return sl_group_open(&cfg->place, &l, sl_hash64(&l, sizeof l, hash), &e->group, err);
+}
+
+static bool is_follower(const struct sl_engine *e)
+{
+    return e->group && e->group->rank > 0;
+}
+
 static enum sl_status open_parts(struct sl_engine *e, const struct sl_engine_config *cfg,
                                  struct sl_err *err)
 {
     struct sl_model_config m;
-    enum sl_status status = sl_model_read_config(cfg->gguf, &m, err);
-    if (status || (status = sl_engine_open_backend(cfg, &e->backend, err)) ||
-        (status = plan_limits(e, cfg, &m, err)))
-        return status;
-    if ((status = open_kv(e, cfg, &m, err)) || (status = open_sched(e, cfg, err)))
-        return status;
-    struct sl_model_options options = {.max_batch_tokens = e->info.max_batch_tokens,
-                                       .max_positions = e->info.max_len,
-                                       .max_logit_rows = e->info.max_seqs,
-                                       .progress = cfg->progress,
-                                       .ctx = cfg->progress_ctx};
-    status = sl_model_open(cfg->gguf, e->backend, &options, &e->model, err);
-    if (status)
+    enum sl_status status = sl_engine_size(e, cfg, &m, err);
+    if (status || (status = open_kv(e, cfg, &m, err)) || (status = open_model(e, cfg, err)))
         return status;
     e->info.weight_bytes = sl_model_weight_bytes(e->model);
     if (e->backend->isa_fell_back)
         sl_log(SL_LOG_WARN, "an instruction set failed its self-check; %s is in force instead",
                sl_isa_name(e->backend->isa));
     name_parts(e, cfg, m.arch);
-    sl_pacer_init(&e->pacer, or_default(cfg->step_target_ms, STEP_TARGET_MS_DEFAULT),
+    if ((status = open_group(e, cfg, err)) || is_follower(e))
+        return status;
+    if ((status = open_sched(e, cfg, err)))
+        return status;
+    sl_pacer_init(&e->pacer, cfg->step_target_ms ? cfg->step_target_ms : STEP_TARGET_MS_DEFAULT,
                   e->info.max_batch_tokens, cfg->fixed_chunk);
     if (!open_buffers(e, cfg) || !open_queues(e))
         return sl_fail(err, SL_NO_MEMORY, "engine: no memory for %u sequences", e->info.max_seqs);
@@ -219,8 +178,10 @@ enum sl_status sl_engine_open(const struct sl_engine_config *cfg, struct sl_engi
         return status;
     }
     e->stats.last_progress_ns = sl_now_ns();
-    sl_sched_stats(e->sched, &e->stats.sched);
-    if (pthread_create(&e->thread, NULL, sl_engine_thread, e)) {
+    if (e->sched)
+        sl_sched_stats(e->sched, &e->stats.sched);
+    if (pthread_create(&e->thread, NULL, is_follower(e) ? sl_follower_thread : sl_engine_thread,
+                       e)) {
         sl_engine_close(e);
         return sl_fail(err, SL_NO_MEMORY, "engine: cannot start its thread");
     }
@@ -272,7 +233,12 @@ void sl_engine_close(struct sl_engine *e)
         return;
     if (e->thread_started) {
         atomic_store(&e->stopping, true);
-        sl_engine_cancel(e, UINT64_MAX); /* wakes the thread; no request has this id */
+        if (is_follower(e))
+            sl_group_break(e->group);
+        else
+            sl_engine_cancel(e, UINT64_MAX); /* wakes the thread; no request has this id */
+        if (e->group)
+            e->group->stop_joining = true;
         pthread_join(e->thread, NULL);
     }
     drop_requests(e);
@@ -281,6 +247,7 @@ void sl_engine_close(struct sl_engine *e)
     for (size_t i = 0; i < 3; i++)
         if (queues[i])
             sl_queue_close(queues[i]);
+    sl_group_close(e->group);
     if (e->sched)
         sl_sched_close(e->sched);
     if (e->model)
@@ -326,6 +293,8 @@ static enum sl_status check_request(const struct sl_engine *e, const struct sl_e
                                     struct sl_err *err)
 {
     const struct sl_sched_request *q = &r->seq;
+    if (!e->inbox)
+        return sl_fail(err, SL_UNSUPPORTED, "rank %u takes no requests", e->group->rank);
     if (!q->n_prompt || q->n_prompt > q->n_tokens)
         return sl_fail_param(err, SL_INVALID, "prompt", "prompt is empty");
     if (q->n_tokens >= e->info.max_len)
@@ -401,4 +370,40 @@ void sl_engine_stats(struct sl_engine *e, struct sl_engine_stats *out)
     pthread_mutex_lock(&e->stats_lock);
     *out = e->stats;
     pthread_mutex_unlock(&e->stats_lock);
+}
+
+void sl_engine_group(struct sl_engine *e, struct sl_engine_group *out)
+{
+    *out = (struct sl_engine_group){
+        .state = SL_GROUP_UP, .blamed = 1, .n_ranks = 1, .tp = 1, .pp = 1, .n_formed = 1};
+    if (!e->group)
+        return;
+    pthread_mutex_lock(&e->group->lock);
+    *out = e->group->state;
+    pthread_mutex_unlock(&e->group->lock);
+}
+
+void sl_engine_regroup(struct sl_engine *e)
+{
+    send_command(e, CMD_REGROUP, 0, NULL);
+}
+
+uint32_t sl_engine_ranks(struct sl_engine *e, struct sl_engine_rank *out)
+{
+    if (e->group) {
+        pthread_mutex_lock(&e->group->lock);
+        memcpy(out, e->group->ranks, e->group->n_ranks * sizeof *out);
+        pthread_mutex_unlock(&e->group->lock);
+        return e->group->n_ranks;
+    }
+    struct sl_engine_stats s;
+    sl_engine_stats(e, &s);
+    out[0] = (struct sl_engine_rank){.pid = (uint32_t)getpid(),
+                                     .n_threads = e->info.n_threads,
+                                     .weight_bytes = e->info.weight_bytes,
+                                     .kv_bytes = e->info.kv_bytes,
+                                     .n_steps = s.sched.n_steps,
+                                     .n_op_calls = s.n_op_calls};
+    memcpy(out[0].isa, e->isa_name, sizeof out[0].isa);
+    return 1;
 }

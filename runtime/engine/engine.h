@@ -2,6 +2,8 @@
 #ifndef SLUICE_ENGINE_PRIVATE_H
 #define SLUICE_ENGINE_PRIVATE_H
 
+#include "group.h"
+
 #include <sluice/base/containers.h>
 #include <sluice/base/queue.h>
 #include <sluice/engine/engine.h>
@@ -28,6 +30,7 @@ enum cmd_kind {
     CMD_SUBMIT,
     CMD_CANCEL,
     CMD_PREEMPT,
+    CMD_REGROUP,
     CMD_EXPORT_CLOSE,
     CMD_IMPORT_OPEN,
     CMD_IMPORT_CLOSE
@@ -52,6 +55,9 @@ struct sl_engine {
     struct sl_engine_info info;
     char class_name[SL_CLASS_NAME_MAX];
     char isa_name[16];
+
+    struct group *group; /* NULL: an engine of its own */
+    struct sl_shard shard;
 
     struct sl_backend *backend;
     struct sl_model *model;
@@ -87,8 +93,11 @@ struct sl_engine {
     struct sl_engine_stats stats; /* published by the engine thread after each step */
 };
 
-/* engine.c: also what an audit opens. The class is what must be equal for two workers to give the
- * same bits. */
+/* size.c: fills shard and info and opens the backend, nothing else. */
+enum sl_status sl_engine_size(struct sl_engine *e, const struct sl_engine_config *cfg,
+                              struct sl_model_config *m, struct sl_err *err);
+/* size.c and engine.c: also what an audit opens. The class is what must be equal for two workers to
+ * give the same bits. */
 enum sl_status sl_engine_open_backend(const struct sl_engine_config *cfg, struct sl_backend **out,
                                       struct sl_err *err);
 void sl_engine_name_class(char name[SL_CLASS_NAME_MAX], const struct sl_engine_config *cfg,
@@ -102,6 +111,19 @@ void *sl_engine_kv_row(const struct sl_engine *e, uint32_t page, uint32_t layer)
 
 /* engine_loop.c */
 void *sl_engine_thread(void *arg);
+enum sl_status sl_engine_forward(struct sl_engine *e, const struct sl_plan *plan,
+                                 struct sl_err *err);
+
+/* follower.c: the thread of every other rank. */
+void *sl_follower_thread(void *arg);
+
+/* lead.c: what rank 0 does for its group. On the engine's thread. */
+enum sl_status sl_lead_plan(struct sl_engine *e, const struct sl_plan *plan, struct sl_err *err);
+void sl_lead_lost(struct sl_engine *e, const struct sl_err *why); /* no step is in flight after */
+void sl_lead_idle(struct sl_engine *e);                           /* now and then without a step */
+void sl_lead_regroup(struct sl_engine *e);                        /* a rank is gone */
+bool sl_lead_ready(struct sl_engine *e); /* the group is up, or was brought up now */
+void sl_lead_leave(struct sl_engine *e); /* says goodbye */
 
 /* job.c: a copy of the request with everything it points to; NULL when out of memory. */
 struct job *sl_job_new(const struct sl_engine_request *r);

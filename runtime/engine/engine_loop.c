@@ -11,6 +11,8 @@
 #include <stdlib.h>
 #include <time.h>
 
+#define WITHOUT_GROUP_MS 20 /* then the rendezvous is tried again */
+
 static _Thread_local bool in_step;
 
 bool sl_engine_in_step(void)
@@ -87,6 +89,8 @@ static void command(struct sl_engine *e, struct cmd *c)
         sl_sched_cancel(e->sched, c->id);
     if (c->kind == CMD_PREEMPT)
         sl_sched_force_preempt(e->sched, c->id);
+    if (c->kind == CMD_REGROUP && e->group)
+        sl_lead_regroup(e);
     if (c->kind == CMD_SUBMIT) {
         struct sl_sched_request q = c->job->req.seq;
         q.user = c->job;
@@ -166,7 +170,8 @@ static void stand_still(struct sl_engine *e)
         nanosleep(&nap, NULL);
 }
 
-static enum sl_status compute(struct sl_engine *e, const struct sl_plan *plan)
+enum sl_status sl_engine_forward(struct sl_engine *e, const struct sl_plan *plan,
+                                 struct sl_err *err)
 {
     struct sl_batch batch = {.n_seq = plan->n_seq,
                              .n_tok = plan->n_tok,
@@ -181,13 +186,19 @@ static enum sl_status compute(struct sl_engine *e, const struct sl_plan *plan)
                                  .logits = e->logits,
                                  .on_layer = e->n_step_exports ? sl_exports_layer : NULL,
                                  .ctx = e};
-    struct sl_err err;
+    return sl_model_forward(e->model, &e->kv, &step, e->group ? &e->group->exchange : NULL, err);
+}
+
+static enum sl_status compute(struct sl_engine *e, const struct sl_plan *plan, struct sl_err *err)
+{
     sl_fault_delay(SL_FAULT_ENGINE_SLOW);
     if (sl_fault(SL_FAULT_ENGINE_FAIL))
-        return SL_FAILED;
-    enum sl_status status = sl_model_forward(e->model, &e->kv, &step, NULL, &err);
+        return sl_fail(err, SL_FAILED, "a fault was asked for");
+    enum sl_status status = e->group ? sl_lead_plan(e, plan, err) : SL_OK;
+    if (!status)
+        status = sl_engine_forward(e, plan, err);
     if (status) {
-        sl_log(SL_LOG_ERROR, "step %llu failed: %s", (unsigned long long)plan->step, err.msg);
+        sl_log(SL_LOG_ERROR, "step %llu failed: %s", (unsigned long long)plan->step, err->msg);
         return status;
     }
     if (!plan->n_logits)
@@ -257,8 +268,15 @@ static void run_step(struct sl_engine *e, const struct sl_plan *plan, struct sl_
     uint32_t rows = plan->n_tok;
     s->step = plan->step;
     in_step = true;
+    struct sl_err err;
     sl_exports_plan(e, plan);
-    enum sl_status status = compute(e, plan);
+    enum sl_status status = compute(e, plan, &err);
+    if (e->group && sl_group_is_loss(status)) { /* not the requests' fault: they wait */
+        in_step = false;
+        sl_lead_lost(e, &err);
+        step_publish(e, s);
+        return;
+    }
     for (uint32_t i = 0; i < plan->n_logits; i++)
         settle(e, plan, i, status, s);
     if (status)
@@ -279,6 +297,8 @@ static void run_step(struct sl_engine *e, const struct sl_plan *plan, struct sl_
 /* Nothing to compute: sleep until a command or the next deadline. */
 static void idle(struct sl_engine *e)
 {
+    if (e->group)
+        sl_lead_idle(e);
     stats_publish(e, 0);
     uint64_t deadline = sl_sched_next_deadline(e->sched), now = sl_now_ns();
     int ms = 1000;
@@ -294,6 +314,11 @@ void *sl_engine_thread(void *arg)
     struct sl_engine *e = arg;
     while (!atomic_load(&e->stopping)) {
         commands(e);
+        if (e->group && !sl_lead_ready(e)) {
+            report_ended(e);
+            sl_queue_wait(e->inbox, WITHOUT_GROUP_MS);
+            continue;
+        }
         const struct sl_plan *plan =
             sl_sched_plan(e->sched, sl_pacer_budget(&e->pacer), sl_now_ns());
         report_ended(e);
@@ -308,5 +333,7 @@ void *sl_engine_thread(void *arg)
             stand_still(e);
         run_step(e, plan, s);
     }
+    if (e->group)
+        sl_lead_leave(e);
     return NULL;
 }

@@ -34,7 +34,7 @@ struct sl_export {
 
 bool sl_engine_kv_layout(const struct sl_engine *e, struct sl_kv_layout *out)
 {
-    if (!e->kv.data || !e->keeps_prefixes)
+    if (!e->kv.data || !e->keeps_prefixes || e->group)
         return false;
     *out = (struct sl_kv_layout){.page_size = e->kv.cfg.page_size,
                                  .n_layers = e->kv.cfg.n_layers,

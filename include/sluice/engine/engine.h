@@ -4,11 +4,17 @@
  * all streams. Requests and cancels go in by a bounded queue, steps come out by another; both have
  * descriptors to poll. Between plan and commit a warm engine thread allocates nothing. The step's
  * prefill chunk is chosen from measured speed so that a step stays near step_target_ms; chunking
- * never changes an answer. */
+ * never changes an answer.
+ *
+ * Ranks. A model may be sharded over tp * pp engines, one a process: rank 0 has the scheduler and
+ * sends each step's plan to the others, the followers, which compute their shards; logits come back
+ * to rank 0. The engines find each other at a rendezvous after they were opened, and again whenever
+ * a rank was lost: rank 0 then computes what ran once more, exactly, and its requests only wait. */
 #ifndef SLUICE_ENGINE_ENGINE_H
 #define SLUICE_ENGINE_ENGINE_H
 
 #include <sluice/base/err.h>
+#include <sluice/base/limits.h>
 #include <sluice/control/sched.h>
 #include <sluice/kernels/op.h>
 #include <sluice/text/sampler.h>
@@ -19,7 +25,18 @@ struct sl_gguf;
 struct sl_engine;
 struct sl_export;
 
+/* An engine's place in its group; zeros: an engine of its own. */
+struct sl_engine_place {
+    uint32_t rank, tp, pp;
+    const char *rendezvous; /* as of sl_comm_config, with n_ranks > 1; copied */
+    const char *host;       /* address that its TCP links listen on; NULL: 127.0.0.1; copied */
+    const char *curve_dir;  /* keys for a rendezvous beyond loopback; copied */
+    uint32_t op_timeout_ms; /* a rank without progress for so long is lost; 0: 1000 */
+    uint32_t patience_ms;   /* without its group for so long it gives up; 0: for ever */
+};
+
 struct sl_engine_config {
+    struct sl_engine_place place;
     const struct sl_gguf *gguf;   /* outlives the engine */
     const char *backend;          /* "cpu" or "ref" */
     enum sl_isa isa;
@@ -72,6 +89,28 @@ struct sl_engine_stats {
     uint64_t n_op_calls;
     uint64_t step_ns_sum;
 };
+enum sl_group_state {
+    SL_GROUP_FORMING, /* at first, and after a rank was lost; requests wait */
+    SL_GROUP_UP,      /* always, for an engine of its own */
+    SL_GROUP_ENDED    /* for good: `why` says it; SL_OK when rank 0 left on purpose */
+};
+struct sl_engine_group {
+    enum sl_group_state state;
+    uint64_t since_ns; /* when it got into that state */
+    uint64_t up_ns;    /* when it last came up */
+    uint32_t blamed;   /* rank that the last loss is put down to, or n_ranks */
+    uint32_t n_ranks, tp, pp;
+    uint64_t n_formed; /* how often it came together */
+    struct sl_err why;
+};
+/* One rank, as rank 0 last heard of it (several times a second, once when idle); pid 0: not yet. */
+struct sl_engine_rank {
+    uint32_t rank, pid, n_threads;
+    uint64_t weight_bytes, kv_bytes;
+    uint64_t comm_bytes; /* sent and received, of all groups so far */
+    uint64_t n_steps, n_op_calls;
+    char isa[16];
+};
 struct sl_engine_step {
     uint64_t step;
     uint64_t done_ns; /* when its tokens were there; a slow consumer sees them later */
@@ -79,7 +118,28 @@ struct sl_engine_step {
     struct sl_engine_out *outs;
 };
 
-/* Loads the model and starts the thread. The engine owns backend, model and KV. */
+/* Memory of one rank before loading. */
+struct sl_engine_plan_rank {
+    uint32_t rank, stage;
+    uint32_t layer_first, n_layers, n_heads, n_kv_heads;
+    uint64_t weight_bytes;  /* packed */
+    uint64_t mapped_bytes;  /* of the file, read while serving; shared by processes of a machine */
+    uint64_t kv_bytes;      /* all pages; touched as they are used */
+    uint64_t scratch_bytes; /* activations, rope tables, logits */
+};
+struct sl_engine_plan {
+    uint32_t tp, pp, n_ranks;
+    uint32_t tp_max, pp_max;      /* degrees that the model admits */
+    struct sl_engine_info limits; /* numbers only */
+    struct sl_engine_plan_rank ranks[SL_LIMIT_ranks];
+};
+/* What sl_engine_open would take at every rank of cfg->place.tp x pp. SL_CONFIG for degrees that the
+ * model does not admit; tp_max and pp_max are filled in then as well. */
+enum sl_status sl_engine_plan(const struct sl_engine_config *cfg, struct sl_engine_plan *out,
+                              struct sl_err *err);
+
+/* Loads the model, or its shard, and starts the thread; does not wait for other ranks. The engine
+ * owns backend, model and KV. A follower takes no requests. */
 enum sl_status sl_engine_open(const struct sl_engine_config *cfg, struct sl_engine **out,
                               struct sl_err *err);
 /* Stops after the step in flight; outputs not yet taken are dropped. */
@@ -99,6 +159,12 @@ int sl_engine_fd(struct sl_engine *e);
 void sl_engine_wait(struct sl_engine *e, int timeout_ms);
 void sl_engine_clear_event(struct sl_engine *e);
 void sl_engine_stats(struct sl_engine *e, struct sl_engine_stats *out);
+/* From any thread. */
+void sl_engine_group(struct sl_engine *e, struct sl_engine_group *out);
+/* Rank 0: a rank is known to be gone; the group forms anew as soon as no step runs. */
+void sl_engine_regroup(struct sl_engine *e);
+/* Rank 0: all ranks, itself included; `out` [SL_LIMIT_ranks]. Returns n_ranks. From any thread. */
+uint32_t sl_engine_ranks(struct sl_engine *e, struct sl_engine_rank *out);
 /* Test hook: true on the engine's own thread between plan and commit. */
 bool sl_engine_in_step(void);
 /* Test hook: preempt this sequence at the next plan. */

@@ -1,0 +1,65 @@
+/* An engine's side of its group of ranks: private to the engine. NULL in an engine of its own.
+ *
+ * The engine's thread is the only one that runs operations; `lock` guards what other threads read
+ * or need to break a wait: the communicator's pointer, the state and the figures of the ranks. */
+#ifndef SLUICE_ENGINE_GROUP_H
+#define SLUICE_ENGINE_GROUP_H
+
+#include "plan_wire.h"
+#include <pthread.h>
+#include <sluice/base/limits.h>
+#include <sluice/engine/engine.h>
+#include <sluice/model/exchange.h>
+#include <sluice/transport/comm.h>
+#include <stdatomic.h>
+
+struct group {
+    uint32_t rank, n_ranks, tp, pp;
+    char *rendezvous, *host, *curve_dir;
+    uint32_t op_timeout_ms, patience_ms;
+    struct wire_limits limits;
+    uint64_t config_hash;
+
+    struct sl_comm *comm;  /* NULL while forming */
+    struct sl_comm *stage; /* the tp ranks of this stage; NULL at tp 1 */
+    struct sl_exchange exchange;
+
+    uint32_t *body; /* a plan on its way */
+    size_t body_max;
+    uint64_t status_ns;         /* rank 0: when the ranks were last asked for their figures */
+    uint64_t n_steps;           /* follower: computed */
+    uint64_t comm_bytes_before; /* of communicators that are closed */
+
+    volatile bool stop_joining; /* set by the closing thread */
+    pthread_mutex_t lock;
+    struct sl_engine_group state;
+    struct sl_engine_rank ranks[SL_LIMIT_ranks];
+};
+
+/* group.c. `hash` covers what must be equal on all ranks. */
+enum sl_status sl_group_open(const struct sl_engine_place *place, const struct wire_limits *limits,
+                             uint64_t hash, struct group **out, struct sl_err *err);
+void sl_group_close(struct group *g);
+/* Comes together with the others for at most wait_ms. SL_OK: up. SL_PEER: not yet. Otherwise the
+ * state is ENDED. */
+enum sl_status sl_group_join(struct group *g, uint32_t wait_ms, struct sl_err *err);
+/* Leaves the collective after a failure: forming from now on. */
+void sl_group_lost(struct group *g, const struct sl_err *why);
+void sl_group_end(struct group *g, enum sl_status status, const struct sl_err *why);
+/* From any thread: whatever waits in the communicator fails. */
+void sl_group_break(struct group *g);
+uint64_t sl_group_comm_bytes(const struct group *g);
+/* Whether a status of the forward pass or of an operation means that the group is lost. */
+bool sl_group_is_loss(enum sl_status status);
+
+/* exchange.c: the model's exchange over the group's communicators. */
+void sl_exchange_bind(struct group *g);
+
+/* What a follower tells of itself; fixed size, as struct sl_engine_rank. */
+struct wire_status {
+    uint32_t rank, pid, n_threads, reserved;
+    uint64_t weight_bytes, kv_bytes, comm_bytes, n_steps, n_op_calls;
+    char isa[16];
+};
+
+#endif
