@@ -180,7 +180,7 @@ static enum sl_status offline(const struct offline_options *o, const char *opera
         return s;
     cfg.fixed_chunk = (uint32_t)o->prefill_chunk;
     uint64_t start = sl_now_ns();
-    if ((s = session_open(&session, operand, &cfg, env, err)))
+    if ((s = session_open(&session, operand, &o->engine, &cfg, env, err)))
         return s;
     s = run_tests(o, &session, sl_now_ns() - start, err);
     session_close(&session);

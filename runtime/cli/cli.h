@@ -19,6 +19,7 @@ int sl_cli_audit(int argc, char **argv, char *const *env);
 int sl_cli_inspect(int argc, char **argv, char *const *env);
 int sl_cli_tokenize(int argc, char **argv, char *const *env);
 int sl_cli_doctor(int argc, char **argv, char *const *env);
+int sl_cli_plan(int argc, char **argv, char *const *env);
 int sl_cli_health(int argc, char **argv, char *const *env);
 int sl_cli_keygen(int argc, char **argv, char *const *env);
 int sl_cli_ctl(int argc, char **argv, char *const *env);
@@ -30,8 +31,8 @@ int sl_cli_bench_script(int argc, char **argv, char *const *env);
 
 /* What the manual page and the completion are made from; each stands in its verb's file. */
 extern const struct sl_verb_doc sl_doc_serve, sl_doc_router, sl_doc_worker, sl_doc_complete,
-    sl_doc_chat, sl_doc_inspect, sl_doc_tokenize, sl_doc_doctor, sl_doc_health, sl_doc_ctl,
-    sl_doc_audit, sl_doc_keygen;
+    sl_doc_chat, sl_doc_plan, sl_doc_inspect, sl_doc_tokenize, sl_doc_doctor, sl_doc_health,
+    sl_doc_ctl, sl_doc_audit, sl_doc_keygen;
 
 /* A row of a verb's table: its field in struct `type`. */
 #define CLI_OPTION_ROW(type, name_, kind_, field_, def_, min_, max_, choices_, meta_, help_)       \
@@ -63,6 +64,12 @@ int sl_cli_options(const char *verb, const char *operands_text, const struct sl_
 
 /* Value of an environment variable, or NULL. */
 const char *sl_cli_env(char *const *env, const char *name);
+
+/* The program's own absolute path, so that a child finds it from wherever it runs. `exe` [PATH_MAX]
+ */
+enum sl_status sl_cli_self_path(char *exe, struct sl_err *err);
+/* Where folders for sockets are made: $XDG_RUNTIME_DIR or /tmp. */
+const char *sl_cli_run_dir(char *const *env);
 
 /* model_store.c: the model file for an operand: a path as given, or for NULL the default model,
  * fetched once into the user's cache. `path` is NUL-terminated. */

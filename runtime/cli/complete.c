@@ -130,7 +130,7 @@ static enum sl_status complete_here(const struct talk_options *o, const char *op
     struct sl_buf text = {0};
     struct sl_sampling sampling = sampling_of(o);
     enum sl_status st = engine_options_config(&o->engine, 1, &cfg, err);
-    if (st || (st = session_open(&s, operand, &cfg, env, err)))
+    if (st || (st = session_open(&s, operand, &o->engine, &cfg, env, err)))
         return st;
     st = sl_tokenize(s.tokenizer, o->prompt, strlen(o->prompt), SL_TOK_SPECIAL | SL_TOK_ADD_BOS,
                      SIZE_MAX, &prompt, err);
@@ -337,7 +337,7 @@ static enum sl_status chat_here(const struct talk_options *o, const char *operan
     struct sl_engine_config cfg;
     struct session s = {0};
     enum sl_status st = engine_options_config(&o->engine, 1, &cfg, err);
-    if (st || (st = session_open(&s, operand, &cfg, env, err)))
+    if (st || (st = session_open(&s, operand, &o->engine, &cfg, env, err)))
         return st;
     st = dialogue(&s, o, err);
     session_close(&s);

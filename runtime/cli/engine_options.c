@@ -34,21 +34,27 @@ static enum sl_status check_built(const struct engine_options *o, struct sl_err 
         return not_built("backend", o->backend, err);
     if (strcmp(o->speculation, "off") != 0)
         return not_built("speculation", o->speculation, err);
-    if (o->tensor_parallel_size > 1)
-        return not_built("tensor-parallel-size", "above 1", err);
-    if (o->pipeline_parallel_size > 1)
-        return not_built("pipeline-parallel-size", "above 1", err);
+    if (o->tensor_parallel_size * o->pipeline_parallel_size > SL_LIMIT_ranks)
+        return sl_fail_param(err, SL_USAGE, "tensor-parallel-size",
+                             "--tensor-parallel-size %lld x --pipeline-parallel-size %lld: at most "
+                             "%d ranks",
+                             (long long)o->tensor_parallel_size,
+                             (long long)o->pipeline_parallel_size, SL_LIMIT_ranks);
     return SL_OK;
 }
 
 enum sl_status engine_options_config(const struct engine_options *o, uint32_t n_processes,
                                      struct sl_engine_config *out, struct sl_err *err)
 {
-    uint32_t share = n_cores() / (n_processes ? n_processes : 1);
     memset(out, 0, sizeof *out);
     enum sl_status s = check_built(o, err);
     if (s != SL_OK)
         return s;
+    uint32_t n_ranks = (uint32_t)(o->tensor_parallel_size * o->pipeline_parallel_size);
+    uint32_t share = n_cores() / ((n_processes ? n_processes : 1) * n_ranks);
+    out->place.tp = (uint32_t)o->tensor_parallel_size;
+    out->place.pp = (uint32_t)o->pipeline_parallel_size;
+    out->place.op_timeout_ms = (uint32_t)o->rank_timeout_ms;
     out->backend = o->backend;
     out->isa = SL_ISA_AUTO;
     if (o->isa && !sl_isa_parse(o->isa, &out->isa))

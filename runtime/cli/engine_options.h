@@ -23,7 +23,7 @@ struct engine_options {
     int64_t page_size;
     bool enable_prefix_caching;
     const char *speculation;
-    int64_t tensor_parallel_size, pipeline_parallel_size;
+    int64_t tensor_parallel_size, pipeline_parallel_size, rank_timeout_ms;
 };
 
 /* X(name, kind, field, default, min, max, choices, meta, help) */
@@ -52,7 +52,9 @@ struct engine_options {
     X("tensor-parallel-size", SL_OPT_INT, tensor_parallel_size, "1", 1, 1024, NULL, "N",           \
       "ranks that share every layer")                                                              \
     X("pipeline-parallel-size", SL_OPT_INT, pipeline_parallel_size, "1", 1, 1024, NULL, "N",       \
-      "ranks that share the layers out")
+      "ranks that share the layers out")                                                           \
+    X("rank-timeout-ms", SL_OPT_INT, rank_timeout_ms, "1000", 10, 3600000, NULL, "MS",             \
+      "a rank without progress for so long is lost, and its group forms anew")
 
 /* The rows for a table whose struct `type` holds a struct engine_options as `member`:
  *     #define ROW(...) ENGINE_OPTION_ROW(struct serve_options, engine, __VA_ARGS__)
@@ -69,8 +71,8 @@ struct engine_options {
      .meta = meta_,                                                                                \
      .help = help_},
 
-/* Fills what the options decide; the rest of *out is zeroed. `n_processes` share this machine's
- * cores when --threads is not given. SL_UNSUPPORTED for what is not built yet. */
+/* Fills what the options decide; the rest of *out is zeroed. `n_processes` groups of ranks share
+ * this machine's cores when --threads is not given. SL_UNSUPPORTED for what is not built yet. */
 enum sl_status engine_options_config(const struct engine_options *o, uint32_t n_processes,
                                      struct sl_engine_config *out, struct sl_err *err);
 

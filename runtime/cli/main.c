@@ -3,10 +3,12 @@
 
 #include <sluice/base/limits.h>
 #include <sluice/base/log.h>
+#include <limits.h>
 #include <locale.h>
 #include <signal.h>
 #include <stdio.h>
 #include <string.h>
+#include <unistd.h>
 
 extern char **environ;
 
@@ -16,13 +18,6 @@ struct verb {
     const char *help;
     const struct sl_verb_doc *doc; /* of its options */
 };
-
-static int not_implemented(int argc, char **argv, char *const *env)
-{
-    (void)argc, (void)env;
-    fprintf(stderr, "sluice: %s is not implemented\n", argv[0]);
-    return 1;
-}
 
 static int help(int argc, char **argv, char *const *env);
 
@@ -45,7 +40,7 @@ static const struct verb verbs[] = {
     {"inspect", sl_cli_inspect, "what is in a model file", &sl_doc_inspect},
     {"tokenize", sl_cli_tokenize, "tokens of a text", &sl_doc_tokenize},
     {"doctor", sl_cli_doctor, "what this machine can do", &sl_doc_doctor},
-    {"plan", not_implemented, "memory and sharding before loading", NULL},
+    {"plan", sl_cli_plan, "memory and sharding before loading", &sl_doc_plan},
     {"keygen", sl_cli_keygen, "CURVE keys for the links of a cluster", &sl_doc_keygen},
     {"health", sl_cli_health, "probe a running server", &sl_doc_health},
     {"ctl", sl_cli_ctl, "look at and drain a running cluster", &sl_doc_ctl},
@@ -150,6 +145,21 @@ const char *sl_cli_env(char *const *env, const char *name)
         if (!strncmp(*env, name, len) && (*env)[len] == '=')
             return *env + len + 1;
     return NULL;
+}
+
+enum sl_status sl_cli_self_path(char *exe, struct sl_err *err)
+{
+    ssize_t n = readlink("/proc/self/exe", exe, PATH_MAX - 1);
+    if (n <= 0)
+        return sl_fail(err, SL_FAILED, "cannot tell the program's own path");
+    exe[n] = 0;
+    return SL_OK;
+}
+
+const char *sl_cli_run_dir(char *const *env)
+{
+    const char *dir = sl_cli_env(env, "XDG_RUNTIME_DIR");
+    return dir && access(dir, W_OK) == 0 ? dir : "/tmp";
 }
 
 enum sl_log_format sl_cli_log_format(const char *text)

@@ -2,6 +2,7 @@
  * those of a cluster. */
 #include "cli.h"
 #include "engine_options.h"
+#include "followers.h"
 
 #include <limits.h>
 #include <sluice/base/fault.h>
@@ -62,37 +63,26 @@ static const struct sl_option router_table[] = {NODE_OPTION_TABLE(ROW) CLUSTER_O
 static enum sl_status node_config(const struct serve_options *o, char *const *env,
                                   struct sl_node_config *cfg, struct sl_err *err)
 {
-    const char *run_dir = sl_cli_env(env, "XDG_RUNTIME_DIR");
     enum sl_status s = sl_faults_set(o->inject, err);
     if (s)
         return s;
     if (!o->tls_cert != !o->tls_key)
         return sl_fail_param(err, SL_USAGE, "ssl-keyfile",
                              "--ssl-certfile and --ssl-keyfile go together");
-    *cfg = (struct sl_node_config){
-        .host = o->host,
-        .port = (uint16_t)o->port,
-        .tls_cert_file = o->tls_cert,
-        .tls_key_file = o->tls_key,
-        .api_key_file = o->api_key_file,
-        .served_model_name = o->served_model_name,
-        .grpc_port = (uint16_t)o->grpc_port,
-        .run_dir = run_dir && access(run_dir, W_OK) == 0 ? run_dir : "/tmp",
-        .env = env,
-        .policy = o->policy,
-        .queue_max = (uint32_t)o->queue,
-        .drain_ms = (uint32_t)(o->drain_timeout ? o->drain_timeout * 1000 : 1),
-        .started_ns = sl_now_ns()};
-    return SL_OK;
-}
-
-/* Absolute, so that a worker finds it from wherever it runs. */
-static enum sl_status self_path(char exe[PATH_MAX], struct sl_err *err)
-{
-    ssize_t n = readlink("/proc/self/exe", exe, PATH_MAX - 1);
-    if (n <= 0)
-        return sl_fail(err, SL_FAILED, "cannot tell the program's own path");
-    exe[n] = 0;
+    *cfg = (struct sl_node_config){.host = o->host,
+                                   .port = (uint16_t)o->port,
+                                   .tls_cert_file = o->tls_cert,
+                                   .tls_key_file = o->tls_key,
+                                   .api_key_file = o->api_key_file,
+                                   .served_model_name = o->served_model_name,
+                                   .grpc_port = (uint16_t)o->grpc_port,
+                                   .run_dir = sl_cli_run_dir(env),
+                                   .env = env,
+                                   .policy = o->policy,
+                                   .queue_max = (uint32_t)o->queue,
+                                   .drain_ms =
+                                       (uint32_t)(o->drain_timeout ? o->drain_timeout * 1000 : 1),
+                                   .started_ns = sl_now_ns()};
     return SL_OK;
 }
 
@@ -133,7 +123,7 @@ static enum sl_status serve(const struct serve_options *o, const char *operand, 
     struct sl_buf path = {0};
     struct sl_node_config cfg;
     enum sl_status s;
-    if ((s = node_config(o, env, &cfg, err)) || (s = self_path(exe, err)) ||
+    if ((s = node_config(o, env, &cfg, err)) || (s = sl_cli_self_path(exe, err)) ||
         (s = sl_store_find(operand, env, &path, err)) ||
         (s = worker_args(o, path.data, arena, argv, &n, err)))
         goto out;
@@ -141,6 +131,7 @@ static enum sl_status serve(const struct serve_options *o, const char *operand, 
     cfg.worker_argv = argv;
     cfg.n_worker_argv = n;
     cfg.n_workers = (uint32_t)o->workers;
+    cfg.n_ranks = engine_options_ranks(&o->engine);
     s = sl_node_run(&cfg, err);
 out:
     sl_buf_free(&path);

@@ -1,5 +1,7 @@
 /* A model in this process, run request by request. */
 #include "session.h"
+#include "followers.h"
+#include "session_ranks.h"
 
 #include <sluice/base/time.h>
 #include <stdio.h>
@@ -23,7 +25,8 @@ static void name_of(const char *path, char *out, size_t size)
         *end = 0;
 }
 
-enum sl_status session_open(struct session *s, const char *operand, struct sl_engine_config *cfg,
+enum sl_status session_open(struct session *s, const char *operand,
+                            const struct engine_options *options, struct sl_engine_config *cfg,
                             char *const *env, struct sl_err *err)
 {
     *s = (struct session){0};
@@ -48,7 +51,12 @@ enum sl_status session_open(struct session *s, const char *operand, struct sl_en
     cfg->weights_sha256 = s->sha256;
     if (isatty(2))
         cfg->progress = sl_cli_progress;
-    r = sl_engine_open(cfg, &s->engine, err);
+    if (engine_options_ranks(options) > 1)
+        r = session_ranks_open(s, options, path.data, cfg, env, err);
+    if (!r)
+        r = sl_engine_open(cfg, &s->engine, err);
+    if (!r && s->ranks)
+        r = session_ranks_wait(s, err);
 out:
     sl_buf_free(&path);
     if (r)
@@ -58,8 +66,10 @@ out:
 
 void session_close(struct session *s)
 {
+    session_ranks_stop(s);
     if (s->engine)
         sl_engine_close(s->engine);
+    session_ranks_close(s);
     if (s->template)
         sl_template_close(s->template);
     if (s->tokenizer)

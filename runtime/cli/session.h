@@ -3,6 +3,7 @@
 #define SLUICE_CLI_SESSION_H
 
 #include "cli.h"
+#include "engine_options.h"
 #include <sluice/engine/engine.h>
 #include <sluice/files/gguf.h>
 #include <sluice/text/chat.h>
@@ -16,11 +17,14 @@ struct session {
     char name[128]; /* the file's name without folder and .gguf */
     char sha256[65];
     struct sl_tokens tokens; /* of the latest request */
+    struct session_ranks *ranks; /* NULL: a model of one rank */
 };
 
-/* Opens `operand` (NULL: the default model). `cfg` says how; gguf, stop_ids and weights_sha256 are
- * filled in. A progress line is drawn on a terminal. */
-enum sl_status session_open(struct session *s, const char *operand, struct sl_engine_config *cfg,
+/* Opens `operand` (NULL: the default model). `cfg`, made from `options`, says how; gguf, stop_ids,
+ * weights_sha256 and the rendezvous are filled in. A progress line is drawn on a terminal. The
+ * other ranks of a sharded model are started, waited for, and kept while the session lives. */
+enum sl_status session_open(struct session *s, const char *operand,
+                            const struct engine_options *options, struct sl_engine_config *cfg,
                             char *const *env, struct sl_err *err);
 void session_close(struct session *s);
 

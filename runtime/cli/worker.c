@@ -1,6 +1,7 @@
 /* `sluice worker MODEL`: one engine offered to the routers of a cluster, or a child of `serve`. */
 #include "cli.h"
 #include "engine_options.h"
+#include "followers.h"
 
 #include <sluice/base/fault.h>
 #include <sluice/base/log.h>
@@ -12,10 +13,13 @@
 
 #define CONNECT_MAX 32
 #define ENV_MAX     4096
+#define PATIENCE_MS 300000 /* a rank that a launcher started waits so long for the others */
 
 struct worker_options {
     struct engine_options engine;
     const char *connect, *curve_dir, *role, *site, *served_model_name, *log_format, *config, *inject;
+    const char *rendezvous, *master_addr, *host_ip;
+    int64_t rank, world_size, master_port;
     int64_t supervised, shutdown_timeout;
 };
 
@@ -46,6 +50,44 @@ static const struct sl_option table[] = {
      AT(served_model_name),
      .meta = "NAME",
      .help = "the model's name for clients (default: the file's name)"},
+    {.name = "rank",
+     .kind = SL_OPT_INT,
+     AT(rank),
+     .def = "-1",
+     .min = -1,
+     .max = SL_LIMIT_ranks - 1,
+     .meta = "N",
+     .help = "this process's rank of a sharded model; without one said here or by a launcher "
+             "(torchrun, OpenMPI, Slurm, LeaderWorkerSet) it is rank 0 and starts the others"},
+    {.name = "world-size",
+     .kind = SL_OPT_INT,
+     AT(world_size),
+     .min = 1,
+     .max = SL_LIMIT_ranks,
+     .meta = "N",
+     .help = "ranks in all: tensor-parallel-size x pipeline-parallel-size"},
+    {.name = "master-addr",
+     .kind = SL_OPT_STRING,
+     AT(master_addr),
+     .meta = "ADDRESS",
+     .help = "where rank 0 is (default: the launcher's word, or this machine)"},
+    {.name = "master-port",
+     .kind = SL_OPT_INT,
+     AT(master_port),
+     .min = 1,
+     .max = 65535,
+     .meta = "N",
+     .help = "port where the ranks meet (default: the launcher's word, or 29500)"},
+    {.name = "rendezvous",
+     .kind = SL_OPT_STRING,
+     AT(rendezvous),
+     .meta = "ENDPOINT",
+     .help = "where the ranks meet, ipc://PATH or tcp://HOST:PORT, instead of address and port"},
+    {.name = "host-ip",
+     .kind = SL_OPT_STRING,
+     AT(host_ip),
+     .meta = "ADDRESS",
+     .help = "this machine's address for links between ranks (default: 127.0.0.1)"},
     {.name = "supervised",
      .kind = SL_OPT_INT,
      AT(supervised),
@@ -95,6 +137,37 @@ static enum sl_status split_connect(char *text, const char **out, uint32_t *n, s
     return SL_OK;
 }
 
+/* Which rank this is, and the others when they are its own. A child is told by its parent alone. */
+static enum sl_status find_place(const struct worker_options *o, const char *model,
+                                 char *const *env, struct sl_arena *arena,
+                                 struct sl_rank_place *place, struct followers *room,
+                                 struct sl_worker_config *cfg, struct sl_err *err)
+{
+    const struct sl_rank_options r = {.rank = o->rank,
+                                      .world_size = o->world_size,
+                                      .rendezvous = o->rendezvous,
+                                      .master_addr = o->master_addr,
+                                      .master_port = o->master_port};
+    uint32_t n = engine_options_ranks(&o->engine);
+    enum sl_status s = sl_rank_discover(&r, o->supervised ? NULL : env, n, place, err);
+    if (s || n == 1)
+        return s;
+    cfg->engine.place.rank = place->rank;
+    cfg->engine.place.rendezvous = place->rendezvous;
+    cfg->engine.place.host = o->host_ip;
+    cfg->engine.place.curve_dir = o->curve_dir;
+    if (place->given) {
+        sl_log(SL_LOG_INFO, "rank %u of %u by %s, meeting at %s", place->rank, n, place->source,
+               place->rendezvous);
+        cfg->engine.place.patience_ms = o->supervised ? 0 : PATIENCE_MS;
+        return SL_OK;
+    }
+    s = followers_config(&o->engine, model, o->log_format, env, arena, room, &cfg->followers, err);
+    if (place->rendezvous[0])
+        cfg->followers.rendezvous = place->rendezvous;
+    return s;
+}
+
 static enum sl_status run(const struct worker_options *o, const char *operand, char *const *env,
                           struct sl_arena *arena, struct sl_err *err)
 {
@@ -113,13 +186,17 @@ static enum sl_status run(const struct worker_options *o, const char *operand, c
     char sha256[65];
     if (strcmp(o->role, "both") != 0)
         return sl_fail_param(err, SL_UNSUPPORTED, "role", "--role %s is not implemented", o->role);
+    struct sl_rank_place place;
+    struct followers room;
     enum sl_status s = sl_faults_set(o->inject, err);
-    if (s == SL_OK)
-        s = split_connect(connect, endpoints, &cfg.n_connect, err);
     if (s == SL_OK)
         s = engine_options_config(&o->engine, 1, &cfg.engine, err);
     if (s == SL_OK)
         s = sl_store_find(operand, env, &path, err);
+    if (s == SL_OK)
+        s = find_place(o, path.data, env, arena, &place, &room, &cfg, err);
+    if (s == SL_OK && cfg.engine.place.rank == 0)
+        s = split_connect(connect, endpoints, &cfg.n_connect, err);
     if (s == SL_OK)
         s = sl_store_sha256(path.data, env, sha256, err);
     if (s == SL_OK) {
@@ -169,7 +246,8 @@ int sl_cli_worker(int argc, char **argv, char *const *env)
                        argc, argv, own, &arena, &o, operands, 1, &n_operands, &done);
     if (!done) {
         struct sl_err err = {0};
-        sl_log_open(sl_cli_log_format(o.log_format), SL_LOG_INFO, "worker");
+        bool quiet = o.supervised && o.rank > 0; /* rank 0 tells what its followers do */
+        sl_log_open(sl_cli_log_format(o.log_format), quiet ? SL_LOG_WARN : SL_LOG_INFO, "worker");
         if (run(&o, n_operands ? operands[0] : NULL, own, &arena, &err) != SL_OK)
             code = sl_cli_fail(&err);
     }

@@ -138,25 +138,6 @@ bool node_is_ready(const struct node *n, struct sl_err *why)
     return false;
 }
 
-static void print_worker(const struct peer *p, struct sl_buf *out)
-{
-    const struct sl_msg_hello *h = &p->hello;
-    const struct sl_msg_load *l = &p->load;
-    sl_buf_printf(out, ",{\"pid\":%u,\"role\":\"worker\",\"site\":", h->pid);
-    sl_buf_json_str(out, h->site.data, h->site.len);
-    sl_buf_printf(out, ",\"rank\":%u,\"tp\":%u,\"pp\":%u,\"isa\":", h->rank, h->tp, h->pp);
-    sl_buf_json_str(out, h->isa.data, h->isa.len);
-    sl_buf_puts(out, ",\"class\":");
-    sl_buf_json_str(out, h->class_name.data, h->class_name.len);
-    sl_buf_printf(out,
-                  ",\"threads\":%u,\"max_batched_tokens\":%u,\"weight_bytes\":%llu,"
-                  "\"comm_bytes\":0,\"kv_pages_total\":%u,\"kv_pages_free\":%u,\"running\":%u,"
-                  "\"waiting\":%u,\"steps\":%llu,\"kernels\":{\"ops\":%llu}}",
-                  h->threads, h->max_batch_tokens, (unsigned long long)h->weight_bytes,
-                  l->pages_total, l->pages_free, l->running, l->waiting,
-                  (unsigned long long)l->steps, (unsigned long long)l->op_calls);
-}
-
 void node_print_ps(struct node *n, struct sl_buf *out)
 {
     struct sl_router_stats s;
@@ -168,7 +149,7 @@ void node_print_ps(struct node *n, struct sl_buf *out)
                   "\"running\":%u,\"waiting\":%u,\"steps\":0,\"kernels\":{}}",
                   (long)getpid(), s.inflight, s.waiting);
     for (struct sl_list *l = n->peers.next; l != &n->peers; l = l->next)
-        print_worker(SL_ENTRY(l, struct peer, link), out);
+        node_ranks_print(SL_ENTRY(l, struct peer, link), out);
     sl_buf_putc(out, ']');
 }
 

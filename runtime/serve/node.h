@@ -17,6 +17,12 @@
 #define PROGRESS_TIMEOUT_MS 30000
 #define STREAM_BUCKETS      8192
 
+/* One process behind a worker. */
+struct peer_rank {
+    struct sl_msg_rank figures; /* isa points into `isa` */
+    char isa[64];
+};
+
 /* A member and what it last said; lives until membership calls it lost. */
 struct peer {
     struct sl_list link;
@@ -25,6 +31,8 @@ struct peer {
     struct sl_msg_hello hello; /* strings point into `strings` */
     struct sl_buf strings;
     struct sl_msg_load load;
+    struct peer_rank *ranks; /* [n_ranks] as last told; none for a worker of one process */
+    uint32_t n_ranks;
 };
 
 /* A supervised worker process. */
@@ -125,6 +133,13 @@ void node_bus_say_drain(struct node *n);
 /* The exactness class of a link's worker; empty when unknown. */
 struct sl_str node_class_of(struct node *n, uint64_t link);
 void node_bus_close(struct node *n);
+
+/* node_ranks.c: the processes behind a worker. */
+void node_ranks_keep(struct peer *p, const struct sl_msg_ranks *m);
+void node_ranks_print(const struct peer *p, struct sl_buf *out);
+/* Where the ranks of child i meet: beside the bus's local endpoint, in its 0700 folder. */
+void node_ranks_endpoint(const struct node *n, uint32_t i, struct sl_buf *out);
+void node_ranks_remove(const struct node *n); /* what killed workers left there */
 
 /* supervise.c */
 enum sl_status node_children_start(struct node *n, struct sl_err *err);

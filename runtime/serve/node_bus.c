@@ -39,6 +39,7 @@ static void peer_free(struct peer *p)
 {
     sl_list_remove(&p->link);
     sl_buf_free(&p->strings);
+    free(p->ranks);
     free(p);
 }
 
@@ -326,6 +327,9 @@ static void dispatch(struct node *n, uint64_t key, const struct sl_msg *m, uint6
     case SL_MSG_STEP:
         on_step(n, p, &m->step, now);
         break;
+    case SL_MSG_RANKS:
+        node_ranks_keep(p, &m->ranks);
+        break;
     case SL_MSG_META_CHUNK:
         on_meta(n, key, &m->meta, now);
         break;
@@ -398,6 +402,7 @@ void node_bus_close(struct node *n)
         peer_free(SL_ENTRY(n->peers.next, struct peer, link));
     if (n->bus)
         sl_bus_close(n->bus);
+    node_ranks_remove(n);
     if (n->ipc.len)
         sl_bus_ipc_remove(n->ipc.data);
     sl_buf_free(&n->ipc);

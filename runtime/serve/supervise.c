@@ -1,11 +1,10 @@
 /* Supervised workers: started with posix_spawn, restarted with a growing delay, stopped on exit. */
 #include "node.h"
+#include "spawn.h"
 
-#include <errno.h>
 #include <signal.h>
 #include <sluice/base/log.h>
 #include <sluice/base/time.h>
-#include <spawn.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -19,8 +18,9 @@
 static enum sl_status spawn_child(struct node *n, struct child *c, struct sl_err *err)
 {
     const struct sl_node_config *cfg = n->cfg;
-    const char *argv[ARGS_MAX + 6];
+    const char *argv[ARGS_MAX + 8];
     char parent[16];
+    struct sl_buf ranks = {0};
     uint32_t k = 0;
     if (cfg->n_worker_argv > ARGS_MAX)
         return sl_fail(err, SL_USAGE, "a worker takes at most %d arguments", ARGS_MAX);
@@ -31,25 +31,18 @@ static enum sl_status spawn_child(struct node *n, struct child *c, struct sl_err
     argv[k++] = n->ipc.data;
     argv[k++] = "--supervised";
     argv[k++] = parent;
+    if (cfg->n_ranks > 1) {
+        node_ranks_endpoint(n, (uint32_t)(c - n->children), &ranks);
+        argv[k++] = "--rendezvous";
+        argv[k++] = ranks.data;
+    }
     argv[k] = NULL;
 
-    posix_spawnattr_t attr;
-    sigset_t none, all;
-    sigemptyset(&none);
-    sigfillset(&all);
-    posix_spawnattr_init(&attr);
-    posix_spawnattr_setsigmask(&attr, &none);
-    sigdelset(&all, SIGPIPE);
-    posix_spawnattr_setsigdefault(&attr, &all);
-    posix_spawnattr_setflags(&attr, POSIX_SPAWN_SETSIGMASK | POSIX_SPAWN_SETSIGDEF);
-    int rc =
-        posix_spawn(&c->pid, cfg->exe, NULL, &attr, (char *const *)(const void *)argv, cfg->env);
-    posix_spawnattr_destroy(&attr);
-    if (rc) {
-        c->pid = 0;
-        return sl_fail(err, SL_FAILED, "cannot start a worker: %s", strerror(rc));
-    }
-    return SL_OK;
+    enum sl_status s =
+        ranks.failed ? sl_fail(err, SL_NO_MEMORY, "no memory for a worker's arguments")
+                     : spawn_program(cfg->exe, argv, cfg->env, &c->pid, err);
+    sl_buf_free(&ranks);
+    return s;
 }
 
 enum sl_status node_children_start(struct node *n, struct sl_err *err)
@@ -70,20 +63,6 @@ void node_child_registered(struct node *n, pid_t pid)
             n->children[i].n_failures = 0;
 }
 
-/* An exit code that a restart cannot mend: usage, configuration, model, memory. */
-static bool is_final(int code)
-{
-    return code >= 2 && code <= 5;
-}
-
-static enum sl_status status_of_exit(int code)
-{
-    for (int s = 1; s < SL_N_STATUS; s++)
-        if (sl_status_row((enum sl_status)s)->exit_code == code)
-            return (enum sl_status)s;
-    return SL_FAILED;
-}
-
 static void child_ended(struct node *n, struct child *c, int wstatus)
 {
     uint64_t now = sl_now_ns();
@@ -101,9 +80,9 @@ static void child_ended(struct node *n, struct child *c, int wstatus)
     else
         sl_log(SL_LOG_WARN, "worker %ld exited with code %d", (long)pid, code);
     c->n_failures++;
-    if ((is_final(code) && !p) || c->n_failures > FAILURES_MAX) {
+    if ((spawn_exit_is_final(code) && !p) || c->n_failures > FAILURES_MAX) {
         struct sl_err err;
-        sl_fail(&err, status_of_exit(code), "worker exited with code %d", code);
+        sl_fail(&err, spawn_exit_status(code), "worker exited with code %d", code);
         node_stop(n, err.status, &err);
         return;
     }

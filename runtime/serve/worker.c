@@ -121,7 +121,10 @@ static void check_drain(struct worker *w, uint64_t now)
     struct sl_err err;
     if (!w->draining)
         return;
-    if (w->n_requests == 0) {
+    if (worker_is_follower(w)) { /* goes with rank 0, whose requests are its own */
+        if (w->reforming || w->cfg->supervisor_pid || now >= w->drain_until_ns)
+            worker_stop(w, SL_OK, NULL);
+    } else if (w->n_requests == 0) {
         worker_stop(w, SL_OK, NULL);
     } else if (now >= w->drain_until_ns) {
         sl_fail(&err, SL_DRAIN_DEADLINE, "worker: %u requests were cut off by the drain deadline",
@@ -166,6 +169,8 @@ static enum sl_status open_engine(struct worker *w, struct sl_err *err)
         return s;
     struct sl_engine_config cfg = w->cfg->engine;
     size_t n_stops = 0;
+    if (w->ranks)
+        cfg.place.rendezvous = sl_ranks_rendezvous(w->ranks);
     cfg.gguf = w->gguf;
     cfg.stop_ids = sl_tokenizer_stops(t, &n_stops);
     cfg.n_stop_ids = (uint32_t)n_stops;
@@ -214,8 +219,10 @@ static enum sl_status open_bus(struct worker *w, struct sl_err *err)
 static enum sl_status open_parts(struct worker *w, struct sl_err *err)
 {
     enum sl_status s = obey_supervisor(w->cfg, err);
-    if (s == SL_OK)
+    if (s == SL_OK && !worker_is_follower(w))
         s = open_bus(w, err);
+    if (s == SL_OK)
+        s = worker_ranks_open(w, err);
     if (s == SL_OK)
         s = open_model(w, err);
     return s == SL_OK ? watch_signals(w, err) : s;
@@ -228,6 +235,7 @@ static void close_parts(struct worker *w)
         sl_bus_close(w->bus);
     if (w->engine)
         sl_engine_close(w->engine);
+    worker_ranks_close(w);
     worker_requests_close(w);
     if (w->gguf)
         sl_gguf_close(w->gguf);
@@ -253,6 +261,19 @@ static void check_supervisor(struct worker *w)
     worker_stop(w, SL_PEER, &err);
 }
 
+static void run_follower(struct worker *w)
+{
+    while (!w->stopping) {
+        struct pollfd fd = {.fd = w->signal_fd, .events = POLLIN};
+        poll(&fd, 1, TICK_MS);
+        uint64_t now = sl_now_ns();
+        read_signals(w);
+        worker_ranks_tick(w, now);
+        check_drain(w, now);
+        check_supervisor(w);
+    }
+}
+
 static void run(struct worker *w)
 {
     while (!w->stopping) {
@@ -261,6 +282,7 @@ static void run(struct worker *w)
         worker_links_receive(w);
         worker_take_steps(w);
         uint64_t now = sl_now_ns();
+        worker_ranks_tick(w, now);
         worker_links_tick(w, now);
         check_drain(w, now);
         check_supervisor(w);
@@ -281,7 +303,10 @@ enum sl_status sl_worker_run(const struct sl_worker_config *cfg, struct sl_err *
     sl_hash_init(&w->requests, w->buckets, WORKER_BUCKETS);
     enum sl_status s = open_parts(w, err);
     if (s == SL_OK) {
-        run(w);
+        if (worker_is_follower(w))
+            run_follower(w);
+        else
+            run(w);
         s = w->result;
         if (s != SL_OK && err)
             *err = w->result_err;

@@ -46,6 +46,9 @@ struct worker {
     char model_name[128];
     struct sl_engine *engine;
     struct sl_engine_info info;
+    struct sl_ranks *ranks; /* NULL: none of our own */
+    bool formed, reforming; /* the group came up once; it is lost at present */
+    uint64_t next_ranks_ns, n_formed;
     struct sl_bus *bus;
     uint64_t instance; /* tells this process from all others */
     int signal_fd;     /* reads what the signal handler wrote */
@@ -87,6 +90,13 @@ void worker_links_bye(struct worker *w);
 void worker_load(struct worker *w, struct sl_msg_load *out, uint64_t now_ns);
 /* A message could not be delivered: the router must start over with us. */
 void worker_link_broken(struct worker *w, uint32_t link);
+
+/* worker_ranks.c: the other processes of a sharded model. */
+bool worker_is_follower(const struct worker *w);
+enum sl_status worker_ranks_open(struct worker *w, struct sl_err *err);
+void worker_ranks_tick(struct worker *w, uint64_t now_ns);
+void worker_ranks_say(struct worker *w, uint64_t now_ns);
+void worker_ranks_close(struct worker *w);
 
 /* worker_request.c: requests and the engine's steps. */
 void worker_submit(struct worker *w, uint32_t link, const struct sl_msg_submit *m);

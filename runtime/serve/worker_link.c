@@ -33,7 +33,8 @@ void worker_load(struct worker *w, struct sl_msg_load *out, uint64_t now)
                                 .prefix_queries = s.sched.prefix_queries,
                                 .prefix_hits = s.sched.prefix_hits,
                                 .last_step_age_ms = waits ? (now - since) / SL_MS_NS : 0,
-                                .op_calls = s.n_op_calls};
+                                .op_calls = s.n_op_calls,
+                                .reforming = w->reforming};
 }
 
 /* ---- out ---- */
@@ -47,12 +48,14 @@ static void say_hello(struct worker *w, uint32_t i, uint64_t now)
 {
     const struct sl_engine_info *e = &w->info;
     struct sl_msg m = {.kind = SL_MSG_HELLO};
+    struct sl_engine_group g;
+    sl_engine_group(w->engine, &g);
     struct sl_err err;
     m.hello = (struct sl_msg_hello){.version = SL_BUS_VERSION,
                                     .pid = (uint32_t)getpid(),
                                     .rank = 0,
-                                    .tp = 1,
-                                    .pp = 1,
+                                    .tp = g.tp,
+                                    .pp = g.pp,
                                     .threads = e->n_threads,
                                     .max_seqs = e->max_seqs,
                                     .max_len = e->max_len,
@@ -79,6 +82,7 @@ static void say_hello(struct worker *w, uint32_t i, uint64_t now)
         return;
     w->links[i].state = LINK_UP;
     w->links[i].heard_ns = now;
+    w->next_ranks_ns = 0; /* this router has not heard of them */
 }
 
 static void send_loads(struct worker *w, uint64_t now)
@@ -208,7 +212,7 @@ static void hear(struct worker *w, uint32_t link, const struct sl_msg *m)
 
 static void greet(struct worker *w)
 {
-    for (uint32_t i = 0; i < w->cfg->n_connect && !w->draining; i++)
+    for (uint32_t i = 0; i < w->cfg->n_connect && !w->draining && w->formed; i++)
         if (w->links[i].state == LINK_GREET)
             say_hello(w, i, sl_now_ns());
 }
@@ -246,5 +250,6 @@ void worker_links_tick(struct worker *w, uint64_t now)
     if (now < w->next_load_ns)
         return;
     send_loads(w, now);
+    worker_ranks_say(w, now);
     w->next_load_ns = now + LOAD_INTERVAL_MS * SL_MS_NS;
 }

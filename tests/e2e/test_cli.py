@@ -7,7 +7,7 @@ import struct
 import tempfile
 import unittest
 
-from harness import TINY, Server, run
+from harness import TINY, Server, run, wait_until
 
 
 class Cli(unittest.TestCase):
@@ -42,13 +42,10 @@ class Cli(unittest.TestCase):
         self.fails(3, "serve", TINY, "--config", "/nonexistent.yaml")
 
     def test_not_implemented(self):
-        for args in (("--tensor-parallel-size", 2), ("--pipeline-parallel-size", 2), ("--backend", "cuda"),
-                     ("--speculation", "ngram")):
+        for args in (("--backend", "cuda"), ("--speculation", "ngram")):
             rc, _, err = run("serve", TINY, "--port", "0", *args)
             self.assertEqual(rc, 1, err)
             self.assertIn("not implemented", err)
-        rc, _, err = run("plan")
-        self.assertEqual((rc, "not implemented" in err), (1, True))
 
     def test_keygen(self):
         self.fails(2, "keygen", says="--curve-dir")
@@ -71,6 +68,26 @@ class Cli(unittest.TestCase):
             os.chmod(secret, 0o640)
             self.fails(3, "router", "--bind", "tcp://127.0.0.1:*", "--port", "0", "--curve-dir",
                        os.path.join(keys, "r"), says="640")
+
+    def test_plan(self):
+        """What plan says before loading is what the loaded ranks hold."""
+        args = ("--tensor-parallel-size", 2, "--pipeline-parallel-size", 2, "--max-num-seqs", 4)
+        rc, out, err = run("plan", TINY, "--json", *args)
+        self.assertEqual(rc, 0, err)
+        plan = json.loads(out)
+        self.assertEqual([r["rank"] for r in plan["ranks"]], [0, 1, 2, 3])
+        self.assertEqual((plan["tensor_parallel_size_max"], plan["pipeline_parallel_size_max"]), (2, 2))
+        self.assertTrue(plan["fits"])
+        whole = json.loads(run("plan", TINY, "--json")[1])
+        self.assertLess(max(r["weight_bytes"] for r in plan["ranks"]), whole["ranks"][0]["weight_bytes"])
+        with Server(*args) as s:
+            wait_until("figures of all ranks", lambda: len(s.workers()) == 4)
+            self.assertEqual([w["weight_bytes"] for w in s.workers()],
+                             [r["weight_bytes"] for r in plan["ranks"]])
+            self.assertEqual({w["kv_pages_total"] for w in s.workers()}, {plan["kv_pages"]})
+        self.assertIn("WEIGHTS", run("plan", TINY)[1])
+        self.fails(3, "plan", TINY, "--tensor-parallel-size", 3, says="at most 2")
+        self.fails(2, "plan", TINY, "--tensor-parallel-size", 64, "--pipeline-parallel-size", 64, says="64 ranks")
 
     def test_models(self):
         self.fails(4, "serve", "/nonexistent.gguf", "--port", "0", says="nonexistent")

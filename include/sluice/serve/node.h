@@ -25,6 +25,7 @@ struct sl_node_config {
     const char *const *worker_argv;
     uint32_t n_worker_argv;
     uint32_t n_workers;
+    uint32_t n_ranks; /* processes of each: a rendezvous is appended when above 1 */
     char *const *env;
     const char *exe; /* the program itself */
 

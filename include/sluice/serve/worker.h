@@ -8,18 +8,24 @@
  * Signals (after the model is loaded; before, SIGTERM ends the process at once): SIGTERM drains,
  * a second one stops. A supervised worker ignores SIGINT and drains on its supervisor's word only
  * (DRAIN on the bus or SIGTERM from the supervisor, counted as one); it dies with its supervisor.
- * One worker per process. */
+ * One worker per process.
+ *
+ * A model over several ranks: engine.place says which one this process is. Rank 0 is the worker;
+ * with `followers` it starts and keeps the others. Every other rank has no bus and follows rank 0
+ * until that leaves: SL_OK then, SL_PEER when it is gone for good. */
 #ifndef SLUICE_SERVE_WORKER_H
 #define SLUICE_SERVE_WORKER_H
 
 #include <sluice/base/err.h>
 #include <sluice/engine/engine.h>
+#include <sluice/serve/ranks.h>
 #include <stdint.h>
 
 struct sl_worker_config {
     const char *model_path;          /* a GGUF file */
     const char *served_model_name;   /* NULL: the file's name without folder and .gguf */
     struct sl_engine_config engine;  /* gguf and stop_ids are filled in by the worker */
+    struct sl_ranks_config followers; /* exe NULL: started by somebody else, or none */
     const char *const *connect;      /* routers' endpoints, ipc:// or tcp:// */
     uint32_t n_connect;
     const char *curve_dir;           /* NULL: only ipc and loopback */

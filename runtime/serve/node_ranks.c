@@ -1,0 +1,82 @@
+/* What the node knows of the processes behind its workers, and how it shows them. */
+#include "node.h"
+
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+void node_ranks_keep(struct peer *p, const struct sl_msg_ranks *m)
+{
+    if (m->n_ranks != p->n_ranks) {
+        struct peer_rank *r = calloc(m->n_ranks + 1u, sizeof *r);
+        if (!r)
+            return; /* the next message will find memory */
+        free(p->ranks);
+        p->ranks = r;
+        p->n_ranks = m->n_ranks;
+    }
+    for (uint32_t i = 0; i < m->n_ranks; i++) {
+        struct peer_rank *r = &p->ranks[i];
+        size_t len = m->ranks[i].isa.len;
+        r->figures = m->ranks[i];
+        len = len < sizeof r->isa ? len : sizeof r->isa;
+        memcpy(r->isa, m->ranks[i].isa.data, len);
+        r->figures.isa = (struct sl_str){r->isa, len};
+    }
+}
+
+void node_ranks_endpoint(const struct node *n, uint32_t i, struct sl_buf *out)
+{
+    const char *name = strrchr(n->ipc.data, '/');
+    sl_buf_append(out, n->ipc.data, (size_t)(name - n->ipc.data));
+    sl_buf_printf(out, "/ranks-%u", i);
+}
+
+void node_ranks_remove(const struct node *n)
+{
+    for (uint32_t i = 0; n->ipc.len && n->cfg->n_ranks > 1 && i < n->cfg->n_workers; i++) {
+        struct sl_buf path = {0};
+        node_ranks_endpoint(n, i, &path);
+        if (!path.failed)
+            unlink(path.data + strlen("ipc://"));
+        sl_buf_free(&path);
+    }
+}
+
+/* The keys that all processes have; what the router knows of the worker comes from its load. */
+static void print_rank(const struct peer *p, const struct sl_msg_rank *r, struct sl_buf *out)
+{
+    const struct sl_msg_hello *h = &p->hello;
+    const struct sl_msg_load *l = &p->load;
+    bool first = r->rank == 0;
+    sl_buf_printf(out, ",{\"pid\":%u,\"role\":\"worker\",\"site\":", r->pid);
+    sl_buf_json_str(out, h->site.data, h->site.len);
+    sl_buf_printf(out, ",\"rank\":%u,\"tp\":%u,\"pp\":%u,\"isa\":", r->rank, h->tp, h->pp);
+    sl_buf_json_str(out, r->isa.data, r->isa.len);
+    sl_buf_puts(out, ",\"class\":");
+    sl_buf_json_str(out, h->class_name.data, h->class_name.len);
+    sl_buf_printf(out,
+                  ",\"threads\":%u,\"max_batched_tokens\":%u,\"weight_bytes\":%llu,"
+                  "\"comm_bytes\":%llu,\"kv_pages_total\":%u,\"kv_pages_free\":%u,"
+                  "\"running\":%u,\"waiting\":%u,\"steps\":%llu,\"kernels\":{\"ops\":%llu}}",
+                  r->threads, h->max_batch_tokens, (unsigned long long)r->weight_bytes,
+                  (unsigned long long)r->comm_bytes, l->pages_total, l->pages_free,
+                  first ? l->running : 0, first ? l->waiting : 0, (unsigned long long)r->steps,
+                  (unsigned long long)r->op_calls);
+}
+
+void node_ranks_print(const struct peer *p, struct sl_buf *out)
+{
+    const struct sl_msg_hello *h = &p->hello;
+    struct sl_msg_rank self = {.rank = h->rank, .pid = h->pid, .threads = h->threads};
+    if (p->n_ranks)
+        self = p->ranks[0].figures;
+    self.weight_bytes = h->weight_bytes;
+    self.isa = h->isa;
+    self.steps = p->load.steps; /* newer */
+    self.op_calls = p->load.op_calls;
+    print_rank(p, &self, out);
+    for (uint32_t i = 1; i < p->n_ranks; i++)
+        if (p->ranks[i].figures.pid)
+            print_rank(p, &p->ranks[i].figures, out);
+}
