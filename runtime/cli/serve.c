@@ -9,6 +9,7 @@
 #include <sluice/base/log.h>
 #include <sluice/base/time.h>
 #include <sluice/serve/node.h>
+#include <sluice/transport/bus.h>
 #include <stdio.h>
 #include <string.h>
 #include <unistd.h>
@@ -19,7 +20,7 @@
 struct serve_options {
     const char *host, *tls_cert, *tls_key, *api_key_file, *served_model_name, *policy, *log_format;
     const char *config, *bind, *curve_dir, *site, *inject;
-    int64_t port, grpc_port, queue, drain_timeout, workers;
+    int64_t bus_version, port, grpc_port, queue, drain_timeout, workers;
     struct engine_options engine;
 };
 
@@ -53,6 +54,8 @@ struct serve_options {
       "bus endpoints for workers, ipc://PATH or tcp://HOST:PORT")                                  \
     X("curve-dir", SL_OPT_STRING, curve_dir, NULL, 0, 0, NULL, "DIR",                              \
       "CURVE keys, needed beyond this machine")                                                    \
+    X("bus-version", SL_OPT_INT, bus_version, NULL, 1, SL_BUS_VERSION, NULL, "N",                  \
+      "speak no newer bus protocol (default: the newest)")                                         \
     X("site", SL_OPT_STRING, site, NULL, 0, 0, NULL, "NAME", "where it stands")
 
 static const struct sl_option serve_table[] = {
@@ -156,6 +159,7 @@ static enum sl_status router(const struct serve_options *o, char *const *env,
     cfg.bind = bind;
     cfg.n_bind = n;
     cfg.curve_dir = o->curve_dir;
+    cfg.bus_version = (uint32_t)o->bus_version;
     return s ? s : sl_node_run(&cfg, err);
 }
 

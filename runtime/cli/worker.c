@@ -6,6 +6,7 @@
 #include <sluice/base/fault.h>
 #include <sluice/base/log.h>
 #include <sluice/serve/worker.h>
+#include <sluice/transport/bus.h>
 
 #include <stdio.h>
 #include <string.h>
@@ -20,7 +21,7 @@ struct worker_options {
     const char *connect, *curve_dir, *role, *site, *served_model_name, *log_format, *config, *inject;
     const char *rendezvous, *master_addr, *host_ip;
     int64_t rank, world_size, master_port;
-    int64_t supervised, shutdown_timeout;
+    int64_t bus_version, supervised, shutdown_timeout;
 };
 
 #define AT(field) .offset = offsetof(struct worker_options, field)
@@ -37,6 +38,13 @@ static const struct sl_option table[] = {
      AT(curve_dir),
      .meta = "DIR",
      .help = "CURVE keys of the cluster, needed beyond this machine"},
+    {.name = "bus-version",
+     .kind = SL_OPT_INT,
+     AT(bus_version),
+     .min = 1,
+     .max = SL_BUS_VERSION,
+     .meta = "N",
+     .help = "speak no newer bus protocol (default: the newest)"},
     {.name = "role",
      .kind = SL_OPT_CHOICE,
      AT(role),
@@ -175,6 +183,7 @@ static enum sl_status run(const struct worker_options *o, const char *operand, c
     struct sl_worker_config cfg = {.connect = endpoints,
                                    .served_model_name = o->served_model_name,
                                    .curve_dir = o->curve_dir,
+                                   .bus_version = (uint32_t)o->bus_version,
                                    .role = o->role,
                                    .site = o->site,
                                    .supervisor_pid = (int32_t)o->supervised,

@@ -277,8 +277,11 @@ static enum sl_status open_bus(struct node *n, struct sl_err *err)
         return s;
     for (uint32_t i = 0; i < cfg->n_bind; i++)
         endpoints[k++] = cfg->bind[i];
-    struct sl_bus_config bus = {
-        .endpoints = endpoints, .n_endpoints = k, .is_router = true, .curve_dir = cfg->curve_dir};
+    struct sl_bus_config bus = {.endpoints = endpoints,
+                                .n_endpoints = k,
+                                .is_router = true,
+                                .curve_dir = cfg->curve_dir,
+                                .version = cfg->bus_version};
     return sl_bus_open(&bus, &n->bus, err);
 }
 
@@ -296,7 +299,7 @@ static enum sl_status open_router(struct node *n, struct sl_err *err)
         .policy = policy && !strcmp(policy, "least-load") ? SL_ROUTE_LEAST_LOAD
                                                           : SL_ROUTE_PREFIX_AFFINITY};
     struct sl_members_config members = {.max_members = SL_LIMIT_workers,
-                                        .version_min = SL_BUS_VERSION,
+                                        .version_min = SL_BUS_VERSION_MIN,
                                         .version_max = SL_BUS_VERSION,
                                         .meta_bytes_max = SL_LIMIT_model_meta_bytes};
     enum sl_status s = sl_members_open(&members, &n->members, err);

@@ -206,7 +206,8 @@ static enum sl_status open_bus(struct worker *w, struct sl_err *err)
     struct sl_bus_config cfg = {.endpoints = w->cfg->connect,
                                 .n_endpoints = w->cfg->n_connect,
                                 .is_router = false,
-                                .curve_dir = w->cfg->curve_dir};
+                                .curve_dir = w->cfg->curve_dir,
+                                .version = w->cfg->bus_version};
     w->links = calloc(w->cfg->n_connect + 1u, sizeof *w->links);
     if (!w->links)
         return sl_fail(err, SL_NO_MEMORY, "worker: no memory for %u links", w->cfg->n_connect);

@@ -63,9 +63,12 @@ static void good_key(void **state)
     struct sl_msg m;
     uint64_t from, start = sl_now_ns(), link = meet(router, worker);
     samples_fill(&s);
-    for (int i = 0; i < N_SAMPLES; i++)
+    assert_int_equal(sl_bus_send(worker, 0, &s.m[0], NULL), SL_OK);
+    while (look_at(both, 2, &from, &m) != 0 || m.kind != SL_MSG_HELLO)
+        assert_false(time_is_up(start));
+    for (int i = 1; i < N_SAMPLES; i++) /* all but HELLO, which routers never say */
         assert_int_equal(sl_bus_send(router, link, &s.m[i], NULL), SL_OK);
-    for (int i = 0; i < N_SAMPLES;) {
+    for (int i = 1; i < N_SAMPLES;) {
         if (look_at(both, 2, &from, &m) == 1)
             assert_int_equal(m.kind, s.m[i++].kind);
         assert_false(time_is_up(start));

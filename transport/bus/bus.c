@@ -32,6 +32,7 @@
 struct peer {
     uint64_t link, id_hash;
     struct sl_bus_order order;
+    uint32_t version; /* agreed on; 0 before its HELLO */
     uint32_t socket;
     int fd; /* of its connection under CURVE, as of its last message */
     uint8_t id_len;
@@ -42,6 +43,7 @@ struct peer {
 struct sl_bus {
     void *ctx;
     bool is_router;
+    uint32_t version, version_min;
     struct bus_keys keys; /* ring NULL: open endpoints only */
     uint64_t keys_seen;   /* generation of the allow-list when links were last looked at */
     char own_key[CURVE_TEXT_BYTES];
@@ -221,6 +223,8 @@ enum sl_status sl_bus_open(const struct sl_bus_config *cfg, struct sl_bus **out,
     if (!b)
         return sl_fail(err, SL_NO_MEMORY, "bus: no memory");
     b->is_router = cfg->is_router;
+    b->version = cfg->version ? cfg->version : SL_BUS_VERSION;
+    b->version_min = SL_BUS_VERSION_MIN;
     b->epoll_fd = b->event_fd = b->timer_fd = -1;
     b->next_link = 1;
     b->encoded.cap_bytes = SL_LIMIT_bus_message_bytes + 1;
@@ -528,6 +532,91 @@ static uint64_t link_of(struct sl_bus *b, struct parcel *parcel, uint32_t socket
     return 0;
 }
 
+/* ---- versions ---- */
+
+uint32_t sl_bus_link_version(const struct sl_bus *b, uint64_t link)
+{
+    const struct peer *p = b->is_router ? peer_by_link(b, link) : NULL;
+    if (b->is_router)
+        return p ? p->version : 0;
+    return link < b->n_sockets ? b->sockets[link].version : 0;
+}
+
+/* The version to encode a message for; fills in the ones that it names. Before an agreement a
+ * worker's heartbeat goes in the oldest form: a router of version 1 refuses our HELLO unseen, but
+ * answers that. */
+static uint32_t version_for(struct sl_bus *b, uint64_t link, struct sl_msg *m)
+{
+    uint32_t agreed = sl_bus_link_version(b, link);
+    if (b->is_router) {
+        m->tag = m->seq = 0;
+        if (m->kind == SL_MSG_WELCOME)
+            m->welcome.version = agreed ? agreed : b->version;
+        return agreed ? agreed : b->version_min;
+    }
+    const struct bus_socket *s = &b->sockets[link];
+    uint32_t offered = s->hello_version ? s->hello_version : b->version;
+    m->tag = m->seq = 0;
+    if (m->kind == SL_MSG_HELLO) {
+        m->hello.version = offered;
+        m->hello.version_min = b->version_min;
+        return offered;
+    }
+    return agreed ? agreed : m->kind == SL_MSG_LOAD ? b->version_min : offered;
+}
+
+/* Tells a worker why there is no link, naming both sides. */
+static void refuse_version(struct sl_bus *b, uint64_t link, uint32_t min, uint32_t max)
+{
+    char text[160];
+    struct sl_msg m = {.kind = SL_MSG_WELCOME, .welcome = {.status = SL_UNSUPPORTED}};
+    snprintf(text, sizeof text, "the router speaks bus versions %u to %u, the worker %u to %u",
+             b->version_min, b->version, min, max);
+    sl_log(SL_LOG_WARN, "bus: worker refused: %s", text);
+    m.welcome.message = sl_str_of(text);
+    b->stats.n_refused++;
+    sl_bus_send(b, link, &m, NULL);
+    sl_bus_drop(b, link);
+}
+
+static bool agree_at_router(struct sl_bus *b, uint64_t link, struct sl_msg_hello *h)
+{
+    uint32_t min = h->version_min ? h->version_min : h->version;
+    uint32_t both = h->version < b->version ? h->version : b->version;
+    if (both < min || both < b->version_min) {
+        refuse_version(b, link, min, h->version);
+        return false;
+    }
+    h->version = both;
+    peer_by_link(b, link)->version = both;
+    return true;
+}
+
+/* A router of version 1 knows of no other and answers the heartbeat of whom it does not know. */
+static void agree_at_worker(struct sl_bus *b, struct bus_socket *s, struct sl_msg_welcome *w)
+{
+    static const char why[] = "its bus version is older or newer than any that this worker speaks";
+    bool ours = w->version >= b->version_min && w->version <= b->version;
+    if (w->status == SL_OK && ours)
+        s->version = w->version;
+    else if (w->status == SL_OK || (w->status == SL_PEER && w->version < b->version_min))
+        *w = (struct sl_msg_welcome){w->version, SL_UNSUPPORTED, SL_STR(why)};
+    else if (w->status == SL_PEER) {
+        s->version = 0;
+        s->hello_version = ours ? w->version : b->version;
+    }
+}
+
+/* HELLO and WELCOME settle the link's version; false when that was all there was to it. */
+static bool agree(struct sl_bus *b, uint64_t link, struct sl_msg *m)
+{
+    if (b->is_router && m->kind == SL_MSG_HELLO)
+        return agree_at_router(b, link, &m->hello);
+    if (!b->is_router && m->kind == SL_MSG_WELCOME)
+        agree_at_worker(b, &b->sockets[link], &m->welcome);
+    return true;
+}
+
 /* True when the parcel is a message for the caller. */
 static bool accept(struct sl_bus *b, struct parcel *p, uint32_t socket, uint64_t *link,
                    struct sl_msg *out)
@@ -536,9 +625,10 @@ static bool accept(struct sl_bus *b, struct parcel *p, uint32_t socket, uint64_t
     size_t size = zmq_msg_size(&p->payload);
     b->stats.bytes_received += size;
     sl_arena_reset(&b->arena);
-    enum sl_status s = parcel_is_whole(p, b->is_router)
-                           ? sl_msg_decode(zmq_msg_data(&p->payload), size, &b->arena, out, &err)
-                           : sl_fail(&err, SL_INVALID, "bus: message of %u frames", p->n_frames);
+    enum sl_status s =
+        parcel_is_whole(p, b->is_router)
+            ? sl_msg_decode_as(zmq_msg_data(&p->payload), size, b->version, &b->arena, out, &err)
+            : sl_fail(&err, SL_INVALID, "bus: message of %u frames", p->n_frames);
     if (s != SL_OK) {
         b->stats.n_malformed++;
         sl_log(SL_LOG_WARN, "message refused: %s", err.msg);
@@ -546,6 +636,8 @@ static bool accept(struct sl_bus *b, struct parcel *p, uint32_t socket, uint64_t
     }
     *link = b->is_router ? link_of(b, p, socket) : socket;
     if (b->is_router && *link == 0)
+        return false;
+    if (!agree(b, *link, out))
         return false;
     if (!sl_bus_order_heard(order_of(b, *link), out)) {
         b->stats.n_repeated++;
@@ -624,9 +716,11 @@ enum sl_status sl_bus_send(struct sl_bus *b, uint64_t link, const struct sl_msg 
         return send_failed(b, link, EHOSTUNREACH, err);
     struct sl_msg stamped = *m;
     struct sl_bus_order *order = order_of(b, link);
-    sl_bus_order_stamp(order, &stamped);
+    uint32_t version = version_for(b, link, &stamped);
+    if (version > 1)
+        sl_bus_order_stamp(order, &stamped);
     sl_buf_clear(&b->encoded);
-    enum sl_status s = sl_msg_encode(&stamped, &b->encoded, err);
+    enum sl_status s = sl_msg_encode_for(&stamped, version, &b->encoded, err);
     if (s != SL_OK)
         return s;
     if (sl_fault(SL_FAULT_BUS_DROP)) { /* as far as the sender knows, it has left */

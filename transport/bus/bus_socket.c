@@ -436,6 +436,7 @@ static void follow(struct bus_socket *s, uint16_t event)
 {
     if (event == ZMQ_EVENT_HANDSHAKE_SUCCEEDED) {
         s->n_connects++;
+        s->version = s->hello_version = 0; /* another program may answer there now */
         s->n_failed = 0;
         s->rekey_at_ns = 0;
         s->next_key = false;

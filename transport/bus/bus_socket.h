@@ -24,6 +24,8 @@ struct bus_socket {
     bool connected;
     uint64_t n_connects;       /* handshakes completed */
     struct sl_bus_order order; /* of a worker's one link here */
+    uint32_t version;          /* agreed on for that link; 0: nothing yet */
+    uint32_t hello_version;    /* to offer; 0: our highest */
     struct bus_events events;
 
     /* Workers under CURVE: which of the allowed routers' keys is tried now. */

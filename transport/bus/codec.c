@@ -22,7 +22,7 @@
     X(pid)                                                                                         \
     X(rank)                                                                                        \
     X(tp) X(pp) X(threads) X(max_seqs) X(max_len) X(max_batch_tokens) X(n_vocab) X(page_size)      \
-        X(queue_max) X(weight_bytes) X(meta_bytes) X(instance) X(greeting)
+        X(queue_max) X(weight_bytes) X(meta_bytes) X(version_min) X(instance) X(greeting)
 #define HELLO_TEXTS(X) X(model) X(site) X(role) X(isa) X(backend) X(class_name)
 #define LOAD_NUMBERS(X)                                                                            \
     X(running)                                                                                     \
@@ -51,7 +51,8 @@ struct decoder {
     ProtobufCAllocator alloc;
     struct sl_arena *arena;
     struct sl_err *err;
-    bool full; /* the arena's cap was reached */
+    bool full;    /* the arena's cap was reached */
+    bool greeting; /* HELLO or WELCOME: a newer peer may say more than we know */
 };
 
 static void *decoder_alloc(void *data, size_t size)
@@ -104,7 +105,7 @@ static enum sl_status count_of(struct decoder *d, const char *field, size_t n, u
 
 static enum sl_status known(struct decoder *d, const char *field, const ProtobufCMessage *m)
 {
-    return m->n_unknown_fields ? refuse(d, field, "has an unknown field") : SL_OK;
+    return m->n_unknown_fields && !d->greeting ? refuse(d, field, "has an unknown field") : SL_OK;
 }
 
 static enum sl_status load_of(struct decoder *d, const Sluice__Bus__Load *w,
@@ -128,9 +129,7 @@ static enum sl_status hello_of(struct decoder *d, const Sluice__Bus__Hello *w,
 #define X(f) out->f = str_of(w->f);
     HELLO_TEXTS(X)
 #undef X
-    enum sl_status s = known(d, "hello", &w->base);
-    if (s == SL_OK)
-        s = hash_of(d, "hello.meta_sha256", w->meta_sha256, out->meta_sha256);
+    enum sl_status s = hash_of(d, "hello.meta_sha256", w->meta_sha256, out->meta_sha256);
     return s == SL_OK ? load_of(d, w->load, &out->load) : s;
 }
 
@@ -330,6 +329,12 @@ static bool check_fits(const Sluice__Bus__Envelope *e, const uint8_t *data, size
 enum sl_status sl_msg_decode(const void *data, size_t size, struct sl_arena *arena,
                              struct sl_msg *out, struct sl_err *err)
 {
+    return sl_msg_decode_as(data, size, SL_BUS_VERSION, arena, out, err);
+}
+
+enum sl_status sl_msg_decode_as(const void *data, size_t size, uint32_t version,
+                                struct sl_arena *arena, struct sl_msg *out, struct sl_err *err)
+{
     struct decoder d = {
         .alloc = {.alloc = decoder_alloc, .free = decoder_free}, .arena = arena, .err = err};
     d.alloc.allocator_data = &d;
@@ -344,6 +349,10 @@ enum sl_status sl_msg_decode(const void *data, size_t size, struct sl_arena *are
         return refuse(&d, "message", "is not in the bus's format");
     if (!check_fits(e, data, size))
         return refuse(&d, "check", "does not fit the bytes before it");
+    d.greeting = version > 1 && (e->body_case == SLUICE__BUS__ENVELOPE__BODY_HELLO ||
+                                 e->body_case == SLUICE__BUS__ENVELOPE__BODY_WELCOME);
+    if (version < 2 && !sl_wire_is_old(&e->base))
+        return refuse(&d, "message", "has an unknown field");
     enum sl_status s = known(&d, "message", &e->base);
     if (s == SL_OK)
         s = body_of(&d, e, out);
@@ -379,9 +388,14 @@ static void sink_append(ProtobufCBuffer *b, size_t len, const uint8_t *data)
     sl_buf_append(((struct sink *)(void *)b)->out, data, len);
 }
 
-static enum sl_status pack(Sluice__Bus__Envelope *e, struct sl_buf *out, struct sl_err *err)
+static enum sl_status pack(Sluice__Bus__Envelope *e, uint32_t version, struct sl_buf *out,
+                           struct sl_err *err)
 {
-    size_t size = sluice__bus__envelope__get_packed_size(e) + CHECK_BYTES;
+    bool checked = version > 1;
+    if (!checked && !sl_wire_strip(&e->base))
+        return sl_fail(err, SL_UNSUPPORTED, "bus: the peer's version %u has no such message",
+                       version);
+    size_t size = sluice__bus__envelope__get_packed_size(e) + (checked ? CHECK_BYTES : 0);
     if (size > SL_LIMIT_bus_message_bytes)
         return sl_fail(err, SL_TOO_LARGE, "bus: message of %zu bytes, at most %d", size,
                        SL_LIMIT_bus_message_bytes);
@@ -389,9 +403,9 @@ static enum sl_status pack(Sluice__Bus__Envelope *e, struct sl_buf *out, struct 
     uint8_t check[CHECK_BYTES];
     size_t at = out->len;
     sluice__bus__envelope__pack_to_buffer(e, &sink.base);
-    if (!out->failed)
+    if (!out->failed && checked)
         write_check(check, out->data + at, out->len - at);
-    if (!out->failed)
+    if (!out->failed && checked)
         sl_buf_append(out, check, sizeof check);
     return out->failed
                ? sl_fail(err, SL_NO_MEMORY, "bus: no memory for a message of %zu bytes", size)
@@ -608,6 +622,12 @@ static bool put_body(struct wire *w, const struct sl_msg *m, struct sl_arena *sc
 
 enum sl_status sl_msg_encode(const struct sl_msg *m, struct sl_buf *out, struct sl_err *err)
 {
+    return sl_msg_encode_for(m, SL_BUS_VERSION, out, err);
+}
+
+enum sl_status sl_msg_encode_for(const struct sl_msg *m, uint32_t version, struct sl_buf *out,
+                                 struct sl_err *err)
+{
     enum sl_status s = sl_msg_check(m, err);
     if (s != SL_OK)
         return s;
@@ -617,7 +637,7 @@ enum sl_status sl_msg_encode(const struct sl_msg *m, struct sl_buf *out, struct 
     bool fits = put_body(&w, m, &scratch);
     w.envelope.tag = m->tag;
     w.envelope.seq = m->seq;
-    s = fits ? pack(&w.envelope, out, err) : sl_fail(err, SL_NO_MEMORY, "bus: no memory to encode");
+    s = fits ? pack(&w.envelope, version, out, err) : sl_fail(err, SL_NO_MEMORY, "bus: no memory to encode");
     sl_arena_free(&scratch);
     return s;
 }

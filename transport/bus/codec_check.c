@@ -101,6 +101,7 @@ static void check_load(struct check *c, const struct sl_msg_load *l)
 
 static void check_hello(struct check *c, const struct sl_msg_hello *h)
 {
+    range(c, "hello.version_min", h->version_min, 0, h->version);
     range(c, "hello.rank", h->rank, 0, RANKS_MAX);
     range(c, "hello.tp", h->tp, 1, RANKS_MAX);
     range(c, "hello.pp", h->pp, 1, RANKS_MAX);

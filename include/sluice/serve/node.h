@@ -17,7 +17,8 @@ struct sl_node_config {
 
     const char *const *bind; /* bus endpoints to bind besides the local one */
     uint32_t n_bind;
-    const char *curve_dir;
+    const char *curve_dir; /* keys for tcp endpoints; NULL: only ipc and loopback */
+    uint32_t bus_version;  /* highest to speak; 0: the newest */
     const char *run_dir; /* for the ipc folder, e.g. $XDG_RUNTIME_DIR or /tmp */
 
     /* Supervised workers: argv of one, without --connect and its endpoint, which are appended.

@@ -29,6 +29,7 @@ struct sl_worker_config {
     const char *const *connect;      /* routers' endpoints, ipc:// or tcp:// */
     uint32_t n_connect;
     const char *curve_dir;           /* NULL: only ipc and loopback */
+    uint32_t bus_version;            /* highest to speak; 0: the newest */
     const char *role;                /* "both", "prefill", "decode"; NULL: both */
     const char *site;                /* NULL: "" */
     int32_t supervisor_pid;          /* 0: started by hand */

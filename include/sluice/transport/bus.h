@@ -13,7 +13,11 @@
 #include <stdbool.h>
 #include <stdint.h>
 
-#define SL_BUS_VERSION 1
+/* Two sides of a link agree on the highest version that both speak, HELLO by HELLO: a cluster is
+ * upgraded process by process. sl_bus_send leaves out what the peer's version does not have and
+ * refuses a message that it does not have at all. */
+#define SL_BUS_VERSION     2
+#define SL_BUS_VERSION_MIN 1
 #define SL_BUS_META_CHUNK ((uint32_t)1 << 20)
 #define SL_BUS_TOKENS_MAX ((uint32_t)1 << 20) /* of one SUBMIT, and of any length it names */
 
@@ -41,7 +45,7 @@ struct sl_msg_load {
     bool reforming; /* a rank was lost: requests wait until the group stands again */
 };
 struct sl_msg_hello {
-    uint32_t version;
+    uint32_t version, version_min; /* the bus sets them, and at a router `version` is what was agreed */
     uint32_t pid, rank, tp, pp, threads;
     uint32_t max_seqs, max_len, max_batch_tokens, n_vocab, page_size, queue_max;
     uint64_t weight_bytes;
@@ -54,7 +58,7 @@ struct sl_msg_hello {
     struct sl_msg_load load;
 };
 struct sl_msg_welcome {
-    uint32_t version;
+    uint32_t version;          /* of the link from now on; the bus sets it */
     uint32_t status;           /* enum sl_status */
     struct sl_str message;
 };
@@ -150,6 +154,12 @@ struct sl_msg {
 enum sl_status sl_msg_decode(const void *data, size_t size, struct sl_arena *arena,
                              struct sl_msg *out, struct sl_err *err);
 enum sl_status sl_msg_encode(const struct sl_msg *m, struct sl_buf *out, struct sl_err *err);
+/* The same for a peer of another version, or as one: newer fields are left out, or refused.
+ * SL_UNSUPPORTED for a message that version does not have. */
+enum sl_status sl_msg_encode_for(const struct sl_msg *m, uint32_t version, struct sl_buf *out,
+                                 struct sl_err *err);
+enum sl_status sl_msg_decode_as(const void *data, size_t size, uint32_t version,
+                                struct sl_arena *arena, struct sl_msg *out, struct sl_err *err);
 
 /* Numbers on a link's messages. ZeroMQ keeps order and loses nothing while a connection stands; the
  * numbers make that an observation instead of a hope, and refuse frames that are sent again. A
@@ -170,6 +180,7 @@ struct sl_bus_config {
     bool is_router;
     const char *curve_dir;        /* keys (sluice/transport/keys.h): tcp endpoints are spoken to under
                                      CURVE; NULL: none, then only ipc and loopback tcp */
+    uint32_t version;             /* highest to speak, as an older program would; 0: SL_BUS_VERSION */
     uint32_t heartbeat_ms;        /* ZMQ heartbeats on both sides; 0: 200 */
 };
 /* Opens sockets, sets every option explicitly and reads each back. SL_PORT_IN_USE, SL_CONFIG (also
@@ -203,6 +214,9 @@ void sl_bus_drop(struct sl_bus *b, uint64_t link);
  * say HELLO again. Current after sl_bus_recv. */
 uint64_t sl_bus_n_connects(const struct sl_bus *b, uint64_t link);
 bool sl_bus_connected(const struct sl_bus *b, uint64_t link);
+
+/* What was agreed on; 0: nothing yet. Features of later versions ask before they are used. */
+uint32_t sl_bus_link_version(const struct sl_bus *b, uint64_t link);
 
 /* Reads the key folder again now; async-signal-safe. It is followed without that, too. */
 void sl_bus_reload_keys(struct sl_bus *b);
