@@ -33,6 +33,11 @@ static struct sl_msg_load sample_load(void)
                                 .prefix_hits = 6,
                                 .last_step_age_ms = UINT64_MAX,
                                 .op_calls = 8,
+                                .kv_pages_sent = UINT64_MAX,
+                                .kv_pages_received = 2,
+                                .kv_bytes_sent = 9,
+                                .kv_bad = 10,
+                                .kv_fallbacks = 11,
                                 .reforming = true};
 }
 
@@ -63,6 +68,9 @@ static void sample_hello(struct sl_msg *m)
                                      .class_name = SL_STR("cpu/llama/00/kv-f16/s16.16/seg256/r1"),
                                      .load = sample_load()};
     memset(m->hello.meta_sha256, 0xa5, 32);
+    m->hello.kv_layout = UINT64_MAX - 5;
+    m->hello.kv_address = SL_STR("shm:/run/x,tcp:[::1]:7");
+    memset(m->hello.kv_key, 0xb6, 32);
 }
 
 static void sample_submit(struct samples *s, struct sl_msg *m)
@@ -103,6 +111,9 @@ static void sample_submit(struct samples *s, struct sl_msg *m)
                                        .stop_ids = s->stop_ids,
                                        .n_stop_ids = 2};
     memset(m->submit.salt, 0x5a, 32);
+    m->submit.kv_ticket = UINT64_MAX - 6;
+    m->submit.kv_address = SL_STR("tcp:10.0.0.1:65535");
+    memset(m->submit.kv_key, 0xc7, 32);
 }
 
 static void sample_step(struct samples *s, struct sl_msg *m)
@@ -159,7 +170,8 @@ static void samples_fill(struct samples *s)
         .version = 1, .status = SL_N_STATUS - 1, .message = SL_STR("another model")};
     sample_submit(s, &s->m[n++]);
     s->m[n].kind = SL_MSG_SUBMIT; /* the least there can be */
-    s->m[n++].submit = (struct sl_msg_submit){.n_prompt = 1, .tokens = s->tokens, .n_tokens = 1};
+    s->m[n++].submit = (struct sl_msg_submit){
+        .n_prompt = 1, .tokens = s->tokens, .n_tokens = 1, .prefill_only = true};
     s->m[n].kind = SL_MSG_CANCEL;
     s->m[n++].cancel = (struct sl_msg_cancel){.id = UINT64_MAX, .epoch = UINT32_MAX};
     sample_step(s, &s->m[n++]);

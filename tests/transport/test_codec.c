@@ -43,6 +43,7 @@ static void assert_hello(const struct sl_msg_hello *a, const struct sl_msg_hello
     assert_str(a->isa, b->isa);
     assert_str(a->backend, b->backend);
     assert_str(a->class_name, b->class_name);
+    assert_str(a->kv_address, b->kv_address);
     assert_load(&a->load, &b->load);
 }
 
@@ -57,6 +58,9 @@ static void assert_submit(const struct sl_msg_submit *a, const struct sl_msg_sub
     assert_true(a->n_logprobs == b->n_logprobs && a->min_tokens == b->min_tokens);
     assert_true(a->max_tokens == b->max_tokens && a->want_logprob == b->want_logprob);
     assert_true(a->ignore_eos == b->ignore_eos && a->no_prefix_cache == b->no_prefix_cache);
+    assert_true(a->prefill_only == b->prefill_only && a->kv_ticket == b->kv_ticket);
+    assert_str(a->kv_address, b->kv_address);
+    assert_memory_equal(a->kv_key, b->kv_key, 32);
     assert_int_equal(a->n_tokens, b->n_tokens);
     assert_memory_equal(a->tokens, b->tokens, a->n_tokens * sizeof *a->tokens);
     assert_int_equal(a->n_bias, b->n_bias);
@@ -317,6 +321,34 @@ static void salt_missing(struct sl_buf *b)
     put_number(b, 3, 1);
     put_bytes(b, 4, &token, 1);
 }
+static void kv_key_short(struct sl_buf *b)
+{
+    put_prompt(b, 1, 1);
+    put_bytes(b, 30, "tcp:1.2.3.4:5", 13);
+    put_bytes(b, 31, "key", 3);
+}
+static void kv_key_alone(struct sl_buf *b)
+{
+    char zeros[32] = {0};
+    put_prompt(b, 1, 1);
+    put_bytes(b, 31, zeros, 32);
+}
+static void kv_address_long(struct sl_buf *b)
+{
+    char a[256];
+    memset(a, 'a', sizeof a);
+    put_prompt(b, 1, 1);
+    put_bytes(b, 30, a, sizeof a);
+    put_bytes(b, 31, a, 32);
+}
+static void prefill_from_elsewhere(struct sl_buf *b)
+{
+    char a[32] = "tcp:1.2.3.4:5";
+    put_prompt(b, 1, 1);
+    put_bytes(b, 30, a, 13);
+    put_bytes(b, 31, a, 32);
+    put_number(b, 28, 1);
+}
 static void bias_unequal(struct sl_buf *b)
 {
     put_prompt(b, 1, 1);
@@ -347,7 +379,7 @@ static void logprobs_too_many(struct sl_buf *b)
 static void unknown_field(struct sl_buf *b)
 {
     put_prompt(b, 1, 1);
-    put_number(b, 28, 1);
+    put_number(b, 1000, 1);
 }
 static void status_unknown(struct sl_buf *b)
 {
@@ -469,6 +501,10 @@ static void refusals(void **state)
         {ENV_SUBMIT, token_outside, "submit.tokens"},
         {ENV_SUBMIT, salt_short, "submit.salt"},
         {ENV_SUBMIT, salt_missing, "submit.salt"},
+        {ENV_SUBMIT, kv_key_short, "submit.kv_key"},
+        {ENV_SUBMIT, kv_key_alone, "submit.kv_key"},
+        {ENV_SUBMIT, kv_address_long, "submit.kv_address"},
+        {ENV_SUBMIT, prefill_from_elsewhere, "submit.kv_address"},
         {ENV_SUBMIT, bias_unequal, "submit.bias"},
         {ENV_SUBMIT, bias_infinite, "submit.bias"},
         {ENV_SUBMIT, temperature_nan, "submit.temperature"},

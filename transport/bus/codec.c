@@ -21,16 +21,20 @@
     X(version)                                                                                     \
     X(pid)                                                                                         \
     X(rank)                                                                                        \
-    X(tp) X(pp) X(threads) X(max_seqs) X(max_len) X(max_batch_tokens) X(n_vocab) X(page_size)      \
-        X(queue_max) X(weight_bytes) X(meta_bytes) X(version_min) X(instance) X(greeting)
-#define HELLO_TEXTS(X) X(model) X(site) X(role) X(isa) X(backend) X(class_name)
+    X(tp)                                                                                          \
+    X(pp) X(threads) X(max_seqs) X(max_len) X(max_batch_tokens) X(n_vocab) X(page_size)            \
+        X(queue_max) X(weight_bytes) X(meta_bytes) X(version_min) X(instance) X(greeting)          \
+            X(kv_layout)
+#define HELLO_TEXTS(X) X(model) X(site) X(role) X(isa) X(backend) X(class_name) X(kv_address)
 #define LOAD_NUMBERS(X)                                                                            \
     X(running)                                                                                     \
     X(waiting)                                                                                     \
     X(pages_free)                                                                                  \
     X(pages_total)                                                                                 \
-    X(steps) X(prefill_tokens) X(decode_tokens) X(preempted) X(prefix_queries) X(prefix_hits)      \
-        X(last_step_age_ms) X(op_calls)
+    X(steps)                                                                                       \
+    X(prefill_tokens) X(decode_tokens) X(preempted) X(prefix_queries) X(prefix_hits)               \
+        X(last_step_age_ms) X(op_calls) X(kv_pages_sent) X(kv_pages_received) X(kv_bytes_sent)     \
+            X(kv_bad) X(kv_fallbacks)
 #define RANK_NUMBERS(X)                                                                            \
     X(rank)                                                                                        \
     X(pid) X(threads) X(weight_bytes) X(kv_bytes) X(comm_bytes) X(steps) X(op_calls)
@@ -39,10 +43,11 @@
     X(epoch)                                                                                       \
     X(n_prompt)                                                                                    \
     X(choice)                                                                                      \
-    X(priority) X(tenant) X(seed) X(deadline_ms) X(temperature) X(top_p) X(min_p) X(typical_p)     \
+    X(priority)                                                                                    \
+    X(tenant) X(seed) X(deadline_ms) X(temperature) X(top_p) X(min_p) X(typical_p)                 \
         X(presence_penalty) X(frequency_penalty) X(repetition_penalty) X(top_k) X(n_logprobs)      \
-            X(min_tokens) X(max_tokens)
-#define SUBMIT_BOOLS(X) X(want_logprob) X(ignore_eos) X(no_prefix_cache)
+            X(min_tokens) X(max_tokens) X(kv_ticket)
+#define SUBMIT_BOOLS(X) X(want_logprob) X(ignore_eos) X(no_prefix_cache) X(prefill_only)
 #define OUT_NUMBERS(X)  X(id) X(epoch) X(n_top) X(end) X(status) X(n_cached) X(ordinal)
 
 /* ---- bytes to message ---- */
@@ -51,7 +56,7 @@ struct decoder {
     ProtobufCAllocator alloc;
     struct sl_arena *arena;
     struct sl_err *err;
-    bool full;    /* the arena's cap was reached */
+    bool full;     /* the arena's cap was reached */
     bool greeting; /* HELLO or WELCOME: a newer peer may say more than we know */
 };
 
@@ -94,6 +99,15 @@ static enum sl_status hash_of(struct decoder *d, const char *field, ProtobufCBin
     return SL_OK;
 }
 
+/* The key that goes with a bulk channel's address, and never without one. */
+static enum sl_status kv_key_of(struct decoder *d, const char *field, struct sl_str address,
+                                ProtobufCBinaryData b, uint8_t out[32])
+{
+    if (address.len)
+        return hash_of(d, field, b, out);
+    return b.len ? refuse(d, field, "comes without an address") : SL_OK;
+}
+
 /* Arrays of the wire have size_t counts; ours are 32 bits wide. */
 static enum sl_status count_of(struct decoder *d, const char *field, size_t n, uint32_t *out)
 {
@@ -130,6 +144,8 @@ static enum sl_status hello_of(struct decoder *d, const Sluice__Bus__Hello *w,
     HELLO_TEXTS(X)
 #undef X
     enum sl_status s = hash_of(d, "hello.meta_sha256", w->meta_sha256, out->meta_sha256);
+    if (s == SL_OK)
+        s = kv_key_of(d, "hello.kv_key", out->kv_address, w->kv_key, out->kv_key);
     return s == SL_OK ? load_of(d, w->load, &out->load) : s;
 }
 
@@ -177,6 +193,9 @@ static enum sl_status submit_of(struct decoder *d, const Sluice__Bus__Submit *w,
         s = count_of(d, "submit.stop_ids", w->n_stop_ids, &out->n_stop_ids);
     if (s == SL_OK)
         s = hash_of(d, "submit.salt", w->salt, out->salt);
+    out->kv_address = str_of(w->kv_address);
+    if (s == SL_OK)
+        s = kv_key_of(d, "submit.kv_key", out->kv_address, w->kv_key, out->kv_key);
     return s == SL_OK ? bias_of(d, w, out) : s;
 }
 
@@ -431,6 +450,8 @@ static void put_hello(Sluice__Bus__Hello *w, Sluice__Bus__Load *load, const stru
     HELLO_TEXTS(X)
 #undef X
     w->meta_sha256 = bin_hash(h->meta_sha256);
+    if (h->kv_address.len)
+        w->kv_key = bin_hash(h->kv_key);
     put_load(load, &h->load);
     w->load = load;
 }
@@ -462,6 +483,9 @@ static bool put_submit(Sluice__Bus__Submit *w, const struct sl_msg_submit *m,
     w->tokens = (uint32_t *)m->tokens;
     w->n_tokens = m->n_tokens;
     w->salt = bin_hash(m->salt);
+    w->kv_address = bin_of(m->kv_address);
+    if (m->kv_address.len)
+        w->kv_key = bin_hash(m->kv_key);
     w->bias_tokens = tokens;
     w->bias_values = values;
     w->n_bias_tokens = w->n_bias_values = m->n_bias;
@@ -637,7 +661,8 @@ enum sl_status sl_msg_encode_for(const struct sl_msg *m, uint32_t version, struc
     bool fits = put_body(&w, m, &scratch);
     w.envelope.tag = m->tag;
     w.envelope.seq = m->seq;
-    s = fits ? pack(&w.envelope, version, out, err) : sl_fail(err, SL_NO_MEMORY, "bus: no memory to encode");
+    s = fits ? pack(&w.envelope, version, out, err)
+             : sl_fail(err, SL_NO_MEMORY, "bus: no memory to encode");
     sl_arena_free(&scratch);
     return s;
 }

@@ -5,6 +5,7 @@
 #include "codec.h"
 
 #include <sluice/base/limits.h>
+#include <sluice/transport/bulk.h>
 
 #include <inttypes.h>
 #include <math.h>
@@ -119,6 +120,7 @@ static void check_hello(struct check *c, const struct sl_msg_hello *h)
     text(c, "hello.isa", h->isa, WORD_BYTES_MAX);
     text(c, "hello.backend", h->backend, WORD_BYTES_MAX);
     text(c, "hello.class_name", h->class_name, NAME_BYTES_MAX);
+    text(c, "hello.kv_address", h->kv_address, SL_BULK_ADDRESS_MAX - 1);
     check_load(c, &h->load);
 }
 
@@ -144,6 +146,9 @@ static void check_submit(struct check *c, const struct sl_msg_submit *s)
     number(c, "submit.frequency_penalty", s->frequency_penalty);
     number(c, "submit.repetition_penalty", s->repetition_penalty);
     range(c, "submit.n_logprobs", s->n_logprobs, 0, SL_LIMIT_top_logprobs);
+    text(c, "submit.kv_address", s->kv_address, SL_BULK_ADDRESS_MAX - 1);
+    if (s->prefill_only && s->kv_address.len)
+        refuse(c, "submit.kv_address", "does not go with prefill_only");
     range(c, "submit.bias", s->n_bias, 0, SL_LIMIT_logit_bias);
     for (uint32_t i = 0; i < s->n_bias && !c->bad; i++) {
         range(c, "submit.bias", s->bias[i].token, 0, SL_LIMIT_vocab_tokens - 1);

@@ -42,6 +42,9 @@ struct sl_msg_load {
     uint64_t steps, prefill_tokens, decode_tokens, preempted, prefix_queries, prefix_hits;
     uint64_t last_step_age_ms; /* since the engine last finished a step or was idle */
     uint64_t op_calls;
+    uint64_t kv_pages_sent, kv_pages_received, kv_bytes_sent; /* by the bulk channel */
+    uint64_t kv_bad;           /* rows and pages that came wrong */
+    uint64_t kv_fallbacks;     /* requests whose pages did not all come: they were computed */
     bool reforming; /* a rank was lost: requests wait until the group stands again */
 };
 struct sl_msg_hello {
@@ -51,10 +54,13 @@ struct sl_msg_hello {
     uint64_t weight_bytes;
     uint64_t meta_bytes;       /* size of the model's metadata */
     uint8_t meta_sha256[32];   /* of those bytes */
+    uint64_t kv_layout;        /* workers of the same can exchange KV pages; 0: this one does not */
+    uint8_t kv_key[32];        /* of its bulk channel (bulk.h); zeros without kv_address */
     uint64_t instance;         /* random number of the worker process; 0: it has none */
     uint64_t greeting;         /* counts this instance's HELLOs at this router: later is newer */
     struct sl_str model, site, role, isa, backend;
     struct sl_str class_name;  /* the exactness class as text */
+    struct sl_str kv_address;  /* where it serves KV pages; empty: nowhere */
     struct sl_msg_load load;
 };
 struct sl_msg_welcome {
@@ -86,6 +92,11 @@ struct sl_msg_submit {
     uint32_t n_bias;
     const uint32_t *stop_ids;
     uint32_t n_stop_ids;
+    bool prefill_only;         /* compute the prompt and keep its pages for the holder of the ticket;
+                                  ends with end 2 and no tokens */
+    uint64_t kv_ticket;        /* of the pages: kept, or to be fetched from kv_address */
+    struct sl_str kv_address;  /* worker that computes the prompt's pages; empty: none does */
+    uint8_t kv_key[32];        /* of its bulk channel; zeros without kv_address */
 };
 struct sl_msg_cancel {
     uint64_t id;
