@@ -38,7 +38,7 @@ static bool take_memory(struct sl_router *r)
         n_buckets *= 2;
     r->workers = calloc(r->cfg.max_workers, sizeof *r->workers);
     r->reqs = calloc(r->cfg.max_requests, sizeof *r->reqs);
-    r->cancels = calloc(2 * (size_t)r->cfg.max_requests, sizeof *r->cancels);
+    r->cancels = calloc(3 * (size_t)r->cfg.max_requests, sizeof *r->cancels);
     r->buckets = calloc(n_buckets, sizeof(struct sl_hash_node *));
     r->n_leading = calloc(r->cfg.max_workers, sizeof *r->n_leading);
     r->policy = open_policy(r->cfg.policy);
@@ -108,7 +108,7 @@ static uint64_t id_hash(uint64_t id)
     return sl_hash64(&id, sizeof id, 0);
 }
 
-static struct req *find(const struct sl_router *r, uint64_t id)
+struct req *sl_req_find(const struct sl_router *r, uint64_t id)
 {
     for (struct sl_hash_node *n = sl_hash_first(&r->by_id, id_hash(id)); n; n = sl_hash_next(n)) {
         struct req *q = SL_ENTRY(n, struct req, by_id);
@@ -136,7 +136,7 @@ static enum sl_status check_request(const struct sl_router *r, const struct sl_r
         return sl_fail(err, SL_LOADING, "no worker has registered yet");
     if (!q->n_tokens)
         return sl_fail_param(err, SL_INVALID, "prompt", "prompt is empty");
-    if (find(r, q->id))
+    if (sl_req_find(r, q->id))
         return sl_fail(err, SL_INVALID, "request id %llu is in use", (unsigned long long)q->id);
     uint32_t longest = longest_context(r);
     if (longest && q->n_tokens >= longest)
@@ -210,7 +210,7 @@ void sl_router_drain(struct sl_router *r)
 
 void sl_router_cancel(struct sl_router *r, uint64_t id, uint64_t now_ns)
 {
-    struct req *q = find(r, id);
+    struct req *q = sl_req_find(r, id);
     if (!q)
         return;
     if (q->worker)
@@ -234,7 +234,7 @@ static void drop_fenced(struct sl_router *r, uint64_t worker_key, uint64_t id, u
 static struct req *owned(const struct sl_router *r, uint64_t worker_key, uint64_t id,
                          uint32_t epoch)
 {
-    struct req *q = find(r, id);
+    struct req *q = sl_req_find(r, id);
     bool is = q && q->state == REQ_SENT && q->epoch == epoch && q->worker->desc.key == worker_key;
     return is ? q : NULL;
 }
@@ -271,8 +271,10 @@ bool sl_router_output(struct sl_router *r, uint64_t worker_key, const struct sl_
         sl_router_dispatch(r, now_ns);
         return false;
     }
-    if (o->n_tokens)
+    if (o->n_tokens) {
         sl_req_began(q);
+        sl_req_drop_source(r, q, true); /* it has all it needs */
+    }
     if (o->n_tokens && !q->has_class)
         q->class_hash = w->desc.class_hash;
     q->has_class |= o->n_tokens > 0;
@@ -324,7 +326,7 @@ static void take_cancel(struct sl_router *r, struct sl_action *out)
     const struct cancel *c = &r->cancels[r->cancel_head];
     *out = (struct sl_action){
         .kind = SL_ACT_CANCEL, .worker_key = c->worker_key, .id = c->id, .epoch = c->epoch};
-    r->cancel_head = (r->cancel_head + 1) % (2 * r->cfg.max_requests);
+    r->cancel_head = (r->cancel_head + 1) % (3 * r->cfg.max_requests);
     r->n_cancels--;
 }
 
@@ -344,6 +346,8 @@ static void take_send(struct sl_router *r, struct sl_action *out)
     q->worker->n_sent++;
     *out = (struct sl_action){.kind = SL_ACT_SEND,
                               .worker_key = q->worker->desc.key,
+                              .source_key = q->source ? q->source->desc.key : 0,
+                              .has_source = q->source != NULL,
                               .id = q->id,
                               .epoch = q->epoch,
                               .user = q->user};

@@ -13,12 +13,15 @@ enum { ROUTE_CHAIN_MAX = 512 }; /* pages of a prompt that policies look at */
 struct worker {
     struct sl_worker_desc desc;
     struct sl_worker_load load;
-    struct sl_list reqs; /* owned by it, sent or about to be */
-    uint64_t uid;        /* 0: free slot; never used twice */
+    struct sl_list reqs;     /* owned by it, sent or about to be */
+    struct sl_list prefills; /* requests whose prompt it computes for their owner */
+    uint32_t n_prefills;
+    uint64_t prefill_tokens; /* of those prompts, as expected */
+    uint64_t uid;            /* 0: free slot; never used twice */
     uint64_t seen_ns, progress_ns, stuck_steps, last_routed;
     uint32_t n_reqs, n_sent;
     uint32_t foreign; /* requests of others, by its last report */
-    uint64_t n_new;          /* tokens it has to compute before our requests' next ones, as expected */
+    uint64_t n_new;   /* tokens it has to compute before our requests' next ones, as expected */
     uint64_t foreign_tokens; /* the same of others' requests, by its last report */
     bool reported;           /* since it came up */
     bool lost, stuck, draining;
@@ -36,15 +39,19 @@ struct req {
     uint64_t id, deadline_ns, arrival, tenant;
     void *user;
     struct worker *worker;
-    uint64_t class_hash;  /* counts once has_class */
-    uint64_t avoid;       /* uid of a worker that failed it, asked last */
-    uint64_t stranded_ns; /* since when no worker could ever take it; 0: one could */
+    struct worker *source;    /* computes its prompt for `worker`; NULL: nobody does */
+    struct sl_list by_source; /* of the source's prefills */
+    uint32_t n_prefill;       /* tokens, its share of the source's */
+    uint64_t class_hash;      /* counts once has_class */
+    uint64_t avoid;           /* uid of a worker that failed it, asked last */
+    uint64_t stranded_ns;     /* since when no worker could ever take it; 0: one could */
     uint64_t session;
     uint64_t *chain; /* [n_chain] names of its full pages (kv_index.h) */
     uint32_t n_chain, n_tokens, n_before, n_delivered, epoch, n_retries, n_moves;
     uint32_t n_at_move; /* tokens delivered in all, when it was last sent again */
-    uint32_t n_new;  /* its share of its worker's n_new; 0 once tokens came */
-    bool takes_slow; /* no worker that is not slow could ever take it */
+    uint32_t n_new;     /* its share of its worker's n_new; 0 once tokens came */
+    bool takes_prefill; /* no worker could ever own it but those that only prefill */
+    bool takes_slow;    /* no worker that is not slow could ever take it */
     int32_t priority;
     bool has_class; /* asked for, or tokens came from it */
     enum req_state state;
@@ -91,15 +98,15 @@ struct sl_router {
     struct sl_hash by_id;
     struct sl_heap deadlines;
     struct sl_list free_reqs, waiting, to_send, failing;
-    /* Ring [2 * max_requests]: one for each request, since sends come last, and as many for what is
-     * computed in vain. */
+    /* Ring [3 * max_requests]: owner and source of each request, since sends come last, and as
+     * many for what is computed in vain. */
     struct cancel *cancels;
     uint32_t cancel_head, n_cancels;
     uint32_t n_waiting, n_reqs, n_stranded;
     uint64_t now_ns; /* of the last call that told the time */
     uint64_t next_uid, next_arrival, n_routed, n_retried, n_failed, n_fenced;
     uint64_t n_repeated, n_gaps;
-    uint64_t n_moved, n_retries_denied, n_cached_expected;
+    uint64_t n_moved, n_retries_denied, n_cached_expected, n_prefills;
     uint32_t page_size;        /* of the workers' KV caches: of a chain's links */
     struct sl_kv_index *index; /* slot i: workers[i]; NULL: the policy needs none */
     uint32_t *n_leading;       /* [max_workers] of the last match */
@@ -124,12 +131,18 @@ static inline uint32_t sl_worker_cap(const struct worker *w)
     return w->desc.max_seqs + (extra < w->desc.queue_max ? extra : w->desc.queue_max);
 }
 
-/* Whether it could compute the request, busy or not. */
-static inline bool sl_worker_suits(const struct worker *w, const struct req *q)
+/* Whether it could compute the request, busy or not, and whatever its role. */
+static inline bool sl_worker_could(const struct worker *w, const struct req *q)
 {
     return w->uid && !w->lost && !w->draining &&
            (!q->has_class || w->desc.class_hash == q->class_hash) &&
            (uint64_t)q->n_tokens + q->n_delivered < w->desc.max_len;
+}
+
+/* Whether it may own the request: whoever only prefills does when nobody else could. */
+static inline bool sl_worker_suits(const struct worker *w, const struct req *q)
+{
+    return sl_worker_could(w, q) && (w->desc.role != SL_ROLE_PREFILL || q->takes_prefill);
 }
 
 /* Whether it is too slow for this request now. A probed worker gets one at a time. */
@@ -144,6 +157,16 @@ static inline bool sl_worker_takes(const struct worker *w, const struct req *q)
     return sl_worker_suits(w, q) && !w->blocked && w->n_reqs < sl_worker_cap(w) &&
            q->avoid != w->uid && !sl_worker_is_out(w, q);
 }
+
+/* router.c */
+struct req *sl_req_find(const struct sl_router *r, uint64_t id);
+
+/* router_prefill.c: sources of prompts. */
+void sl_req_note_roles(const struct sl_router *r, struct req *q);
+void sl_req_find_source(struct sl_router *r, struct req *q); /* q has its owner */
+void sl_req_drop_source(struct sl_router *r, struct req *q, bool tell);
+void sl_worker_drop_prefills(struct sl_router *r, struct worker *w, bool tell);
+enum sl_status sl_worker_check_prefills(const struct worker *w, struct sl_err *err);
 
 /* router_queue.c: requests between the queue, the workers and the actions. */
 void sl_req_wait(struct sl_router *r, struct req *q);

@@ -32,8 +32,8 @@ static void unwait(struct sl_router *r, struct req *q)
 
 void sl_push_cancel(struct sl_router *r, uint64_t worker_key, uint64_t id, uint32_t epoch)
 {
-    sl_assert(r->n_cancels < 2 * r->cfg.max_requests);
-    uint32_t at = (r->cancel_head + r->n_cancels++) % (2 * r->cfg.max_requests);
+    sl_assert(r->n_cancels < 3 * r->cfg.max_requests);
+    uint32_t at = (r->cancel_head + r->n_cancels++) % (3 * r->cfg.max_requests);
     r->cancels[at] = (struct cancel){worker_key, id, epoch};
 }
 
@@ -43,6 +43,7 @@ void sl_req_unassign(struct sl_router *r, struct req *q, bool tell_worker)
     bool sent = q->state == REQ_SENT;
     if (sent && tell_worker)
         sl_push_cancel(r, w->desc.key, q->id, q->epoch);
+    sl_req_drop_source(r, q, true);
     sl_list_remove(&q->link);
     sl_list_remove(&q->send);
     sl_req_began(q);
@@ -180,6 +181,7 @@ static bool anyone_takes(const struct sl_router *r, struct req *q)
 
 static struct worker *pick(struct sl_router *r, struct req *q)
 {
+    sl_req_note_roles(r, q);
     q->takes_slow = needs_slow(r, q);
     if (!anyone_takes(r, q))
         return NULL;
@@ -201,6 +203,8 @@ static void note_expected(struct sl_router *r, struct req *q, struct worker *w)
 {
     uint32_t cached = sl_expected_cached(r, q, w);
     q->n_new = q->n_tokens + q->n_delivered - cached;
+    if (q->source) /* the last page's tokens, when all goes well */
+        q->n_new = q->n_new < r->page_size ? q->n_new : r->page_size;
     w->n_new += q->n_new;
     r->n_cached_expected += cached;
     for (uint32_t i = r->index ? q->n_chain : 0; i-- > 0;)
@@ -222,6 +226,7 @@ bool sl_req_assign(struct sl_router *r, struct req *q, uint64_t now_ns)
     sl_list_push_back(&r->to_send, &q->send);
     w->n_reqs++;
     w->last_routed = ++r->n_routed;
+    sl_req_find_source(r, q);
     note_expected(r, q, w);
     r->policy->ops->routed(r->policy, q, w);
     return true;
@@ -250,8 +255,9 @@ void sl_router_dispatch(struct sl_router *r, uint64_t now_ns)
     }
 }
 
-static bool suits_any(const struct sl_router *r, const struct req *q)
+static bool suits_any(const struct sl_router *r, struct req *q)
 {
+    sl_req_note_roles(r, q);
     for (uint32_t i = 0; i < r->cfg.max_workers; i++)
         if (sl_worker_suits(&r->workers[i], q))
             return true;

@@ -31,6 +31,7 @@ static uint32_t slot_of(const struct sl_router *r, const struct worker *w)
 static void remove_worker(struct sl_router *r, struct worker *w, bool tell_worker)
 {
     give_up_requests(r, w, tell_worker);
+    sl_worker_drop_prefills(r, w, tell_worker);
     if (r->index)
         sl_kv_index_clear(r->index, slot_of(r, w), true);
     if (r->eject)
@@ -80,6 +81,7 @@ enum sl_status sl_router_worker_up(struct sl_router *r, const struct sl_worker_d
     *w =
         (struct worker){.desc = *d, .uid = ++r->next_uid, .seen_ns = now_ns, .progress_ns = now_ns};
     sl_list_init(&w->reqs);
+    sl_list_init(&w->prefills);
     if (!w->desc.instance)
         w->desc.instance = d->key;
     if (r->eject)
@@ -173,9 +175,10 @@ static void watch_speed(struct sl_router *r, const struct worker *w,
 /* What others gave it: what it has beyond ours. */
 static void count_foreign(struct worker *w)
 {
-    uint64_t foreign = since((uint64_t)w->load.running + w->load.waiting, w->n_sent);
+    uint64_t foreign =
+        since((uint64_t)w->load.running + w->load.waiting, (uint64_t)w->n_sent + w->n_prefills);
     w->foreign = foreign < UINT32_MAX ? (uint32_t)foreign : UINT32_MAX;
-    w->foreign_tokens = since(w->load.pending_tokens, w->n_new);
+    w->foreign_tokens = since(w->load.pending_tokens, w->n_new + w->prefill_tokens);
 }
 
 void sl_router_worker_load(struct sl_router *r, uint64_t key, const struct sl_worker_load *load,
@@ -266,7 +269,7 @@ static uint64_t silent_ns(const struct sl_router *r, const struct worker *w)
 
 static uint64_t stuck_ns(const struct sl_router *r, const struct worker *w)
 {
-    return r->cfg.progress_timeout_ns && w->n_sent
+    return r->cfg.progress_timeout_ns && (w->n_sent || w->n_prefills)
                ? add_ns(w->progress_ns, r->cfg.progress_timeout_ns)
                : UINT64_MAX;
 }
@@ -282,6 +285,7 @@ static bool check_timeouts(struct sl_router *r, struct worker *w, uint64_t now_n
     if (r->eject)
         sl_eject_leave(r->eject, slot_of(r, w));
     give_up_requests(r, w, true);
+    sl_worker_drop_prefills(r, w, true);
     return true;
 }
 
@@ -343,6 +347,7 @@ void sl_router_stats(const struct sl_router *r, struct sl_router_stats *out)
                                     .n_moved = r->n_moved,
                                     .n_repeated = r->n_repeated,
                                     .n_gaps = r->n_gaps,
+                                    .n_prefills = r->n_prefills,
                                     .n_retries_denied = r->n_retries_denied,
                                     .n_cached_expected = r->n_cached_expected};
     struct sl_kv_index_stats kv = {0};
@@ -388,7 +393,7 @@ static enum sl_status check_worker(const struct sl_router *r, const struct worke
     if (w->lost && n_reqs)
         return BROKEN("a lost worker has %u requests", n_reqs);
     *n += n_reqs;
-    return SL_OK;
+    return sl_worker_check_prefills(w, err);
 }
 
 static enum sl_status check_waiting(const struct sl_router *r, uint32_t *n, struct sl_err *err)
@@ -430,7 +435,7 @@ enum sl_status sl_router_check(const struct sl_router *r, struct sl_err *err)
         n++;
     if (n != r->n_reqs || r->by_id.n != n)
         return BROKEN("%u requests, %zu ids, counted %u", r->n_reqs, r->by_id.n, n);
-    if (r->n_cancels > 2 * r->cfg.max_requests)
+    if (r->n_cancels > 3 * r->cfg.max_requests)
         return BROKEN("%u cancels", r->n_cancels);
     return SL_OK;
 }

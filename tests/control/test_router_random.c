@@ -29,11 +29,14 @@ struct job {
     uint64_t worker_key;
     uint32_t id, epoch, next; /* index of the token it computes next */
     bool over, cancelled;
+    bool prefill; /* of the prompt only, for the owner */
 };
 
 struct worker_model {
     uint64_t key, class_hash, steps;
     bool up, drained, hung;
+    enum sl_worker_role role;
+    uint64_t kv_layout;
 };
 
 struct world {
@@ -47,6 +50,10 @@ struct world {
     uint32_t n_reqs, n_jobs, n_live;
     bool calm; /* the end: workers behave */
 };
+
+static struct {
+    uint64_t fates[CANCELLED + 1], retried, fenced, prefills;
+} reached;
 
 #define MUST(w, cond, ...)                                                                         \
     do {                                                                                           \
@@ -72,6 +79,20 @@ static struct worker_model *by_key(struct world *w, uint64_t key)
     return NULL;
 }
 
+static void on_prefill(struct world *w, const struct sl_action *a, const struct worker_model *owner)
+{
+    const struct worker_model *m = by_key(w, a->source_key);
+    MUST(w, m && m != owner, "request %llu: no proper source", (unsigned long long)a->id);
+    MUST(w,
+         owner->role != SL_ROLE_PREFILL && m->role != SL_ROLE_DECODE &&
+             m->class_hash == owner->class_hash && m->kv_layout == owner->kv_layout,
+         "request %llu: a source that cannot help", (unsigned long long)a->id);
+    MUST(w, w->n_jobs < JOBS_MAX, "too many jobs");
+    w->jobs[w->n_jobs++] = (struct job){
+        .worker_key = a->source_key, .id = (uint32_t)a->id, .epoch = a->epoch, .prefill = true};
+    reached.prefills++;
+}
+
 static void on_send(struct world *w, const struct sl_action *a)
 {
     struct request *q = a->user;
@@ -93,9 +114,13 @@ static void on_send(struct world *w, const struct sl_action *a)
         sl_router_refused(w->r, a->worker_key, a->id, a->epoch, s, w->now_ns);
         return;
     }
+    if (a->has_source)
+        on_prefill(w, a, m);
     MUST(w, w->n_jobs < JOBS_MAX, "too many jobs");
-    w->jobs[w->n_jobs++] =
-        (struct job){a->worker_key, (uint32_t)a->id, a->epoch, q->n_delivered, false, false};
+    w->jobs[w->n_jobs++] = (struct job){.worker_key = a->worker_key,
+                                        .id = (uint32_t)a->id,
+                                        .epoch = a->epoch,
+                                        .next = q->n_delivered};
 }
 
 static void on_action(struct world *w, const struct sl_action *a)
@@ -112,7 +137,8 @@ static void on_action(struct world *w, const struct sl_action *a)
         ends(w, (uint32_t)a->id, FAILED);
     } else {
         for (uint32_t i = 0; i < w->n_jobs; i++)
-            if (w->jobs[i].id == a->id && w->jobs[i].epoch == a->epoch)
+            if (w->jobs[i].id == a->id && w->jobs[i].epoch == a->epoch &&
+                w->jobs[i].worker_key == a->worker_key)
                 w->jobs[i].cancelled = true;
     }
 }
@@ -159,6 +185,14 @@ static void speak(struct world *w, struct job *j)
     struct worker_model *m = by_key(w, j->worker_key);
     if (j->over || !m || m->hung)
         return;
+    if (j->prefill) {
+        static const enum sl_status said[] = {SL_OK, SL_OK, SL_FAILED, SL_QUEUE_FULL, SL_DRAINING};
+        sl_router_prefilled(w->r, j->worker_key, j->id, j->epoch,
+                            said[w->calm ? 0 : rng_below(&w->rng, 5)], w->now_ns);
+        j->over = true;
+        m->steps++;
+        return;
+    }
     uint32_t n = rng_below(&w->rng, 3);
     n = n < q->n_wanted - j->next ? n : q->n_wanted - j->next;
     bool ended = j->next + n == q->n_wanted;
@@ -202,13 +236,19 @@ static void event_worker(struct world *w)
     struct worker_model *m = &w->workers[rng_below(&w->rng, WORKERS_MAX)];
     uint32_t what = rng_below(&w->rng, 10);
     if (!m->up) {
-        *m = (struct worker_model){
-            .key = ++w->next_key, .class_hash = rng_below(&w->rng, 2), .up = true};
+        *m = (struct worker_model){.key = ++w->next_key,
+                                   .class_hash = rng_below(&w->rng, 2),
+                                   .up = true,
+                                   .role = rng_below(&w->rng, 3),
+                                   .kv_layout = !rng_chance(&w->rng, 5)};
         struct sl_worker_desc d = {.key = m->key,
                                    .class_hash = m->class_hash,
                                    .max_seqs = 1 + rng_below(&w->rng, 6),
                                    .max_len = 1000,
-                                   .queue_max = rng_below(&w->rng, 3)};
+                                   .queue_max = rng_below(&w->rng, 3),
+                                   .role = m->role,
+                                   .kv_layout = m->kv_layout,
+                                   .serves_kv = !rng_chance(&w->rng, 5)};
         struct sl_err err;
         MUST(w, !sl_router_worker_up(w->r, &d, w->now_ns, &err), "%s", err.msg);
     } else if (what < 3) {
@@ -326,10 +366,6 @@ static void run_dry(struct world *w)
     }
 }
 
-static struct {
-    uint64_t fates[CANCELLED + 1], retried, fenced;
-} reached;
-
 static void run_seed(uint64_t seed)
 {
     static struct world world;
@@ -348,6 +384,7 @@ static void run_seed(uint64_t seed)
                                        .kv_keys_max = 16,
                                        .eject_slow = rng_chance(&w->rng, 2),
                                        .seed = w->seed,
+                                       .prefill_min_tokens = rng_below(&w->rng, 9),
                                        .policy = draw_policy(&w->rng)};
     MUST(w, !sl_router_open(&w->cfg, &w->r, &err), "%s", err.msg);
     for (uint32_t i = 0; i < N_EVENTS; i++) {
@@ -375,6 +412,7 @@ static void test_seeds(void **state)
     for (uint32_t fate = FINISHED; fate <= CANCELLED; fate++)
         assert_true(reached.fates[fate] > N_SEEDS / 10);
     assert_true(reached.retried > N_SEEDS && reached.fenced > N_SEEDS);
+    assert_true(reached.prefills > N_SEEDS);
 }
 
 int main(void)

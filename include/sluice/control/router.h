@@ -18,6 +18,13 @@
  * its streams move where that pays and others have room, and only if nobody else could take a
  * request does it get one still.
  *
+ * Workers may do a part of the work. Streams are owned by decode workers and those that do both; a
+ * prefill worker owns one only while there is no other that could. For a prompt with at least
+ * prefill_min_tokens to compute, the owner gets a source beside it: a prefill worker (for a decode
+ * worker also one that does both) that computes the pages of the prompt and hands them over. The
+ * source chosen is the one soonest done with it. If it is lost, refuses or is too slow, the owner
+ * computes the prompt: a request never waits for a source and never fails by one.
+ *
  * A worker gets at most max_seqs requests and a quarter of that in advance; the rest waits here, by
  * priority and then arrival, so that it is bound late to whichever worker is free first. A waiting
  * request that no registered worker could ever take fails with SL_PEER after SL_ROUTER_STRANDED_NS,
@@ -44,6 +51,8 @@ enum sl_route_policy {
     SL_ROUTE_POWER_OF_TWO     /* the less loaded of two drawn at random */
 };
 
+enum sl_worker_role { SL_ROLE_BOTH, SL_ROLE_PREFILL, SL_ROLE_DECODE };
+
 struct sl_router_config {
     uint32_t max_workers, max_requests; /* in flight or waiting */
     uint32_t queue_max;                 /* waiting for a worker at most */
@@ -52,6 +61,7 @@ struct sl_router_config {
     uint32_t retries_max;
     uint32_t retry_percent;             /* 0: no budget */
     bool eject_slow;
+    uint32_t prefill_min_tokens;        /* 0: no prompt is computed by another worker */
     uint64_t seed;                      /* of random choices; to differ between routers */
     uint64_t heartbeat_timeout_ns;      /* a silent worker is lost; 0: never */
     uint64_t progress_timeout_ns;       /* so is one with work and no steps or output; 0: never */
@@ -72,6 +82,9 @@ struct sl_worker_desc {
     uint32_t max_seqs, max_len;
     uint32_t queue_max;
     uint32_t page_size;         /* of its KV cache; 0: not told */
+    enum sl_worker_role role;
+    uint64_t kv_layout;         /* workers of the same can exchange KV pages; 0: with nobody */
+    bool serves_kv;             /* can be a source */
     uint64_t instance;          /* the same at every router, of one life of the worker; 0: key */
 };
 
@@ -91,13 +104,15 @@ struct sl_route_request {
 };
 
 enum sl_action_kind {
-    SL_ACT_SEND,   /* submit id to the worker under epoch */
+    SL_ACT_SEND,   /* submit id to the worker under epoch; with a source, its prompt to that */
     SL_ACT_CANCEL, /* tell the worker to drop id of epoch */
     SL_ACT_FAIL    /* end the request towards the client with `status` */
 };
 struct sl_action {
     enum sl_action_kind kind;
     uint64_t worker_key;
+    uint64_t source_key; /* of SL_ACT_SEND; has_source */
+    bool has_source;
     uint64_t id;
     uint32_t epoch;
     void *user; /* NULL for SL_ACT_CANCEL: the request may be gone */
@@ -111,6 +126,7 @@ struct sl_router_stats {
     uint64_t n_moved;             /* of n_retried those that are moves */
     uint64_t n_retries_denied;    /* by the budget */
     uint64_t n_ejected;
+    uint64_t n_prefills;          /* prompts given to a source */
     uint64_t n_cached_expected;   /* tokens that were expected in the chosen workers' caches */
     uint32_t kv_keys;
 };
@@ -161,6 +177,11 @@ bool sl_router_output(struct sl_router *r, uint64_t worker_key, const struct sl_
  * else failed with `why`. All but SL_FAILED also hold the worker back until its next load. */
 void sl_router_refused(struct sl_router *r, uint64_t worker_key, uint64_t id, uint32_t epoch,
                        enum sl_status why, uint64_t now_ns);
+
+/* A worker is done with a prompt it computed for another, or will not do it (status). False when it
+ * is not about this request and epoch, or from its owner: then it is an output. */
+bool sl_router_prefilled(struct sl_router *r, uint64_t worker_key, uint64_t id, uint32_t epoch,
+                         enum sl_status status, uint64_t now_ns);
 
 /* Timeouts; call at least at sl_router_next_deadline. */
 void sl_router_tick(struct sl_router *r, uint64_t now_ns);
