@@ -226,6 +226,8 @@ static enum sl_status open_parts(struct worker *w, struct sl_err *err)
         s = worker_ranks_open(w, err);
     if (s == SL_OK)
         s = open_model(w, err);
+    if (s == SL_OK)
+        s = worker_kv_open(w, err);
     return s == SL_OK ? watch_signals(w, err) : s;
 }
 
@@ -234,6 +236,7 @@ static void close_parts(struct worker *w)
     unwatch_signals(w);
     if (w->bus)
         sl_bus_close(w->bus);
+    worker_kv_close(w);
     if (w->engine)
         sl_engine_close(w->engine);
     worker_ranks_close(w);
@@ -249,6 +252,7 @@ static void wait_for_work(struct worker *w)
 {
     struct pollfd fds[] = {{.fd = sl_bus_fd(w->bus), .events = POLLIN},
                            {.fd = sl_engine_fd(w->engine), .events = POLLIN},
+                           {.fd = worker_kv_fd(w), .events = POLLIN},
                            {.fd = w->signal_fd, .events = POLLIN}};
     poll(fds, sizeof fds / sizeof *fds, TICK_MS);
 }
@@ -281,9 +285,11 @@ static void run(struct worker *w)
         wait_for_work(w);
         read_signals(w);
         worker_links_receive(w);
+        worker_kv_take(w);
         worker_take_steps(w);
         uint64_t now = sl_now_ns();
         worker_ranks_tick(w, now);
+        worker_kv_tick(w, now);
         worker_links_tick(w, now);
         check_drain(w, now);
         check_supervisor(w);

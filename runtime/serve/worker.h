@@ -2,6 +2,7 @@
 #ifndef SLUICE_SERVE_WORKER_PRIVATE_H
 #define SLUICE_SERVE_WORKER_PRIVATE_H
 
+#include "worker_kv.h"
 #include <sluice/base/containers.h>
 #include <sluice/base/limits.h>
 #include <sluice/serve/worker.h>
@@ -35,7 +36,10 @@ struct request {
     uint32_t epoch, link;
     uint32_t n_generated; /* tokens after the prompt, those of other workers included */
     bool want_logprob;
-    bool orphan; /* nobody waits for its output any more */
+    bool orphan;         /* nobody waits for its output any more */
+    struct fetch *fetch; /* the engine gets it when its pages are there; NULL: it has it */
+    bool cancelled;      /* while they came */
+    uint64_t deadline_ns;
 };
 
 struct worker {
@@ -50,6 +54,7 @@ struct worker {
     bool formed, reforming; /* the group came up once; it is lost at present */
     uint64_t next_ranks_ns, n_formed;
     struct sl_bus *bus;
+    struct worker_kv kv;
     uint64_t instance; /* tells this process from all others */
     int signal_fd;     /* reads what the signal handler wrote */
 
@@ -103,6 +108,9 @@ void worker_submit(struct worker *w, uint32_t link, const struct sl_msg_submit *
 void worker_cancel(struct worker *w, uint32_t link, const struct sl_msg_cancel *m);
 void worker_cancel_link(struct worker *w, uint32_t link); /* all of them, without an answer */
 void worker_take_steps(struct worker *w);
+/* The pages of a request came, or did not: now it is the engine's. */
+void worker_fetched(struct worker *w, struct request *r, const struct sl_msg_submit *m);
+void worker_fetches_stop(struct worker *w);
 void worker_requests_close(struct worker *w);
 
 #endif

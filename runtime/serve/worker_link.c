@@ -35,6 +35,7 @@ void worker_load(struct worker *w, struct sl_msg_load *out, uint64_t now)
                                 .last_step_age_ms = waits ? (now - since) / SL_MS_NS : 0,
                                 .op_calls = s.n_op_calls,
                                 .reforming = w->reforming};
+    worker_kv_load(w, out);
 }
 
 /* ---- out ---- */
@@ -74,6 +75,7 @@ static void say_hello(struct worker *w, uint32_t i, uint64_t now)
                                     .backend = sl_str_of(e->backend),
                                     .class_name = sl_str_of(e->class_name)};
     memcpy(m.hello.meta_sha256, w->meta_sha256, sizeof m.hello.meta_sha256);
+    worker_kv_hello(w, &m.hello);
     worker_load(w, &m.hello.load, now);
     enum sl_status s = sl_bus_send(w->bus, i, &m, &err);
     if (s == SL_INVALID)

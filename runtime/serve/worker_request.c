@@ -35,7 +35,10 @@ static void orphan(struct worker *w, struct request *r)
     sl_list_remove(&r->of_link);
     sl_list_push_back(&w->orphans, &r->of_link);
     r->orphan = true;
-    sl_engine_cancel(w->engine, r->engine_id);
+    if (r->fetch)
+        worker_kv_stop(r); /* then it goes as it came */
+    else
+        sl_engine_cancel(w->engine, r->engine_id);
 }
 
 static void request_free(struct worker *w, struct request *r)
@@ -50,12 +53,12 @@ static void request_free(struct worker *w, struct request *r)
 /* ---- in ---- */
 
 /* An answer to a SUBMIT that the engine never saw. */
-static void refuse(struct worker *w, uint32_t link, const struct sl_msg_submit *m,
+static void answer(struct worker *w, uint32_t link, const struct sl_msg_submit *m, enum sl_end end,
                    enum sl_status status, const char *why)
 {
     struct sl_msg_out out = {.id = m->id,
                              .epoch = m->epoch,
-                             .end = SL_END_ERROR,
+                             .end = (uint32_t)end,
                              .status = status,
                              .message = sl_str_of(why)};
     struct sl_msg msg = {.kind = SL_MSG_STEP};
@@ -105,8 +108,7 @@ static void read_request(struct worker *w, const struct sl_msg_submit *m, struct
                                        .no_prefix_cache = m->no_prefix_cache,
                                        .user = r};
     memcpy(q->seq.salt, m->salt, sizeof q->seq.salt);
-    if (m->deadline_ms)
-        q->seq.deadline_ns = sl_now_ns() + m->deadline_ms * SL_MS_NS;
+    q->seq.deadline_ns = r->deadline_ns;
     read_sampling(w, m, &q->sampling);
 }
 
@@ -127,6 +129,17 @@ static enum sl_status reason_against(const struct worker *w, const struct sl_msg
     return SL_OK;
 }
 
+/* To the engine, at once or when its pages have come from elsewhere. */
+static enum sl_status give_out(struct worker *w, struct request *r, const struct sl_msg_submit *m,
+                               struct sl_err *err)
+{
+    struct sl_engine_request q;
+    read_request(w, m, r, &q);
+    if (m->prefill_only)
+        return worker_kv_prefill(w, &q, m->kv_ticket, err);
+    return worker_kv_fetch(w, r, m) ? SL_OK : sl_engine_submit(w->engine, &q, err);
+}
+
 static enum sl_status start(struct worker *w, uint32_t link, const struct sl_msg_submit *m,
                             struct sl_err *err)
 {
@@ -142,9 +155,8 @@ static enum sl_status start(struct worker *w, uint32_t link, const struct sl_msg
     r->n_generated = m->n_tokens - m->n_prompt;
     r->want_logprob = m->want_logprob;
     r->engine_id = w->next_engine_id++;
-    struct sl_engine_request q;
-    read_request(w, m, r, &q);
-    s = sl_engine_submit(w->engine, &q, err);
+    r->deadline_ns = m->deadline_ms ? sl_now_ns() + m->deadline_ms * SL_MS_NS : 0;
+    s = give_out(w, r, m, err);
     if (s != SL_OK) {
         free(r);
         return s;
@@ -166,14 +178,56 @@ void worker_submit(struct worker *w, uint32_t link, const struct sl_msg_submit *
         orphan(w, old);
     enum sl_status s = start(w, link, m, &err);
     if (s != SL_OK)
-        refuse(w, link, m, s, err.msg);
+        answer(w, link, m, SL_END_ERROR, s, err.msg);
 }
 
 void worker_cancel(struct worker *w, uint32_t link, const struct sl_msg_cancel *m)
 {
     struct request *r = find(w, link, m->id);
-    if (r && r->epoch == m->epoch)
+    if (!r || r->epoch != m->epoch)
+        return;
+    if (r->fetch) {
+        r->cancelled = true;
+        worker_kv_stop(r);
+    } else {
         sl_engine_cancel(w->engine, r->engine_id); /* the engine reports its end */
+    }
+}
+
+void worker_fetched(struct worker *w, struct request *r, const struct sl_msg_submit *m)
+{
+    struct sl_engine_request q;
+    struct sl_err err = {0};
+    uint32_t link = r->link;
+    enum sl_end end = SL_END_CANCELLED;
+    enum sl_status s = SL_OK;
+    if (!r->orphan && !r->cancelled) {
+        read_request(w, m, r, &q);
+        s = sl_engine_submit(w->engine, &q, &err);
+        if (s == SL_OK)
+            return;
+        end = SL_END_ERROR;
+    }
+    bool heard = !r->orphan;
+    request_free(w, r);
+    if (heard)
+        answer(w, link, m, end, s, err.msg);
+}
+
+static void stop_fetches(struct sl_list *all)
+{
+    for (struct sl_list *l = all->next; l != all; l = l->next) {
+        struct request *r = SL_ENTRY(l, struct request, of_link);
+        if (r->fetch)
+            worker_kv_stop(r);
+    }
+}
+
+void worker_fetches_stop(struct worker *w)
+{
+    for (uint32_t i = 0; w->links && i < w->cfg->n_connect; i++)
+        stop_fetches(&w->links[i].requests);
+    stop_fetches(&w->orphans);
 }
 
 void worker_cancel_link(struct worker *w, uint32_t link)

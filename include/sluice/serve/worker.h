@@ -32,6 +32,11 @@ struct sl_worker_config {
     uint32_t bus_version;            /* highest to speak; 0: the newest */
     const char *role;                /* "both", "prefill", "decode"; NULL: both */
     const char *site;                /* NULL: "" */
+    const char *kv_transfer;         /* KV pages between workers: "auto", "shm", "tcp", "off"; NULL:
+                                        auto, which is both but for a supervised worker */
+    const char *kv_host;             /* numeric address that pages are served on; NULL: the one
+                                        that faces the first router */
+    const char *run_dir;             /* for the folder of the pages' socket; NULL: /tmp */
     int32_t supervisor_pid;          /* 0: started by hand */
     uint32_t drain_ms;               /* 0: 30000 */
 };

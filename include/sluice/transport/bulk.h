@@ -84,6 +84,9 @@ enum sl_status sl_bulk_server_open(const struct sl_bulk_server_config *cfg,
                                    struct sl_bulk_server **out, struct sl_err *err);
 /* Cuts what is under way. */
 void sl_bulk_server_close(struct sl_bulk_server *s);
+/* The numeric address of this machine that faces a bus endpoint "tcp://HOST:PORT"; nothing is sent.
+ * SL_INVALID for another kind of endpoint, SL_PEER when the host is not known. */
+enum sl_status sl_bulk_local_address(const char *endpoint, char out[64], struct sl_err *err);
 /* For sl_bulk_fetch: "shm:PATH,tcp:HOST:PORT" or one of them. The server's. */
 const char *sl_bulk_server_address(const struct sl_bulk_server *s);
 void sl_bulk_server_stats(struct sl_bulk_server *s, struct sl_bulk_stats *out);
