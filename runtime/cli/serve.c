@@ -20,7 +20,7 @@
 struct serve_options {
     const char *host, *tls_cert, *tls_key, *api_key_file, *served_model_name, *policy, *log_format;
     const char *config, *bind, *curve_dir, *site, *inject;
-    int64_t bus_version, port, grpc_port, queue, drain_timeout, workers;
+    int64_t prefill_min_tokens, bus_version, port, grpc_port, queue, drain_timeout, workers;
     struct engine_options engine;
 };
 
@@ -56,6 +56,8 @@ struct serve_options {
       "CURVE keys, needed beyond this machine")                                                    \
     X("bus-version", SL_OPT_INT, bus_version, NULL, 1, SL_BUS_VERSION, NULL, "N",                  \
       "speak no newer bus protocol (default: the newest)")                                         \
+    X("prefill-min-tokens", SL_OPT_INT, prefill_min_tokens, "128", 0, 1048576, NULL, "N",          \
+      "prompts with as many tokens to compute go to prefill workers; 0: none")                     \
     X("site", SL_OPT_STRING, site, NULL, 0, 0, NULL, "NAME", "where it stands")
 
 static const struct sl_option serve_table[] = {
@@ -83,6 +85,7 @@ static enum sl_status node_config(const struct serve_options *o, char *const *en
                                    .env = env,
                                    .policy = o->policy,
                                    .queue_max = (uint32_t)o->queue,
+                                   .prefill_min_tokens = (uint32_t)o->prefill_min_tokens,
                                    .drain_ms =
                                        (uint32_t)(o->drain_timeout ? o->drain_timeout * 1000 : 1),
                                    .started_ns = sl_now_ns()};

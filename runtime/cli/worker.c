@@ -18,9 +18,11 @@
 
 struct worker_options {
     struct engine_options engine;
-    const char *connect, *curve_dir, *role, *site, *served_model_name, *log_format, *config, *inject;
+    const char *connect, *curve_dir, *role, *site, *served_model_name, *log_format, *config,
+        *inject;
     const char *rendezvous, *master_addr, *host_ip;
     int64_t rank, world_size, master_port;
+    const char *kv_transfer, *kv_host;
     int64_t bus_version, supervised, shutdown_timeout;
 };
 
@@ -52,6 +54,19 @@ static const struct sl_option table[] = {
      .choices = "both|prefill|decode",
      .meta = "ROLE",
      .help = "part of the work this worker takes"},
+    {.name = "kv-transfer",
+     .kind = SL_OPT_CHOICE,
+     AT(kv_transfer),
+     .def = "auto",
+     .choices = "auto|shm|tcp|off",
+     .meta = "HOW",
+     .help = "how KV pages travel between prefill and decode workers (auto: shared memory on one "
+             "machine, else TCP)"},
+    {.name = "kv-host",
+     .kind = SL_OPT_STRING,
+     AT(kv_host),
+     .meta = "ADDRESS",
+     .help = "numeric address that KV pages are served on (default: the one facing the router)"},
     {.name = "site", .kind = SL_OPT_STRING, AT(site), .meta = "NAME", .help = "where it stands"},
     {.name = "served-model-name",
      .kind = SL_OPT_STRING,
@@ -186,6 +201,9 @@ static enum sl_status run(const struct worker_options *o, const char *operand, c
                                    .bus_version = (uint32_t)o->bus_version,
                                    .role = o->role,
                                    .site = o->site,
+                                   .kv_transfer = o->kv_transfer,
+                                   .kv_host = o->kv_host,
+                                   .run_dir = sl_cli_run_dir(env),
                                    .supervisor_pid = (int32_t)o->supervised,
                                    .drain_ms = (uint32_t)o->shutdown_timeout * 1000};
     if (!cfg.drain_ms)
@@ -193,8 +211,6 @@ static enum sl_status run(const struct worker_options *o, const char *operand, c
     char *connect = o->connect ? sl_arena_strndup(arena, o->connect, strlen(o->connect)) : NULL;
     struct sl_buf path = {0};
     char sha256[65];
-    if (strcmp(o->role, "both") != 0)
-        return sl_fail_param(err, SL_UNSUPPORTED, "role", "--role %s is not implemented", o->role);
     struct sl_rank_place place;
     struct followers room;
     enum sl_status s = sl_faults_set(o->inject, err);

@@ -234,6 +234,24 @@ static void fill_sampling(struct sl_msg_submit *m, const struct sl_sampling *s)
     m->n_stop_ids = s->n_stop_ids;
 }
 
+/* The prompt goes to the source first, so that the owner, who hears of it next, finds its ticket
+ * there. Without the source the owner computes the prompt. */
+static void ask_source(struct node *n, const struct sl_action *a, struct sl_msg *m, uint64_t now)
+{
+    const struct peer *p = node_peer(n, a->source_key);
+    struct sl_msg_submit *q = &m->submit;
+    q->kv_ticket = sl_entropy_u64();
+    q->prefill_only = true;
+    bool sent = p && p->hello.kv_address.len && !sl_bus_send(n->bus, a->source_key, m, NULL);
+    q->prefill_only = false;
+    if (!sent) {
+        sl_router_prefilled(n->router, a->source_key, q->id, q->epoch, SL_PEER, now);
+        return;
+    }
+    q->kv_address = p->hello.kv_address;
+    memcpy(q->kv_key, p->hello.kv_key, sizeof q->kv_key);
+}
+
 /* Carries out the router's word: prompt and every token so far go to the worker, so that a stream
  * that lost its worker goes on exactly where it was. */
 void gen_send(struct node *n, struct stream *s, const struct sl_action *a)
@@ -261,6 +279,8 @@ void gen_send(struct node *n, struct stream *s, const struct sl_action *a)
     if (g->deadline_ns)
         q->deadline_ms = g->deadline_ns > now ? (g->deadline_ns - now) / SL_MS_NS + 1 : 1;
     s->epoch = a->epoch;
+    if (a->has_source)
+        ask_source(n, a, &m, now);
     if (sl_bus_send(n->bus, a->worker_key, &m, NULL))
         sl_router_refused(n->router, a->worker_key, s->id, a->epoch, SL_PEER, now);
 }
@@ -510,9 +530,17 @@ static bool start_chain(struct stream *s, uint64_t link)
     return s->class_name.data != NULL;
 }
 
+static enum sl_status prefill_status(const struct sl_msg_out *o)
+{
+    return o->end == 2 ? SL_OK : o->status ? (enum sl_status)o->status : SL_CANCELLED;
+}
+
 void gen_output(struct node *n, uint64_t link, const struct sl_msg_out *o, uint64_t now)
 {
     struct stream *s = find_stream(n, o->id);
+    if (o->end && !o->n_tokens &&
+        sl_router_prefilled(n->router, link, o->id, o->epoch, prefill_status(o), now))
+        return;
     bool refused =
         o->end == 5 && !o->n_tokens &&
         (o->status == SL_QUEUE_FULL || o->status == SL_DRAINING || o->status == SL_NO_MEMORY);

@@ -294,6 +294,7 @@ static enum sl_status open_router(struct node *n, struct sl_err *err)
         .queue_max = n->cfg->queue_max ? n->cfg->queue_max : SL_LIMIT_queue_requests,
         .page_size = 16,
         .retries_max = RETRIES_MAX,
+        .prefill_min_tokens = n->cfg->prefill_min_tokens,
         .heartbeat_timeout_ns = 0, /* membership listens for silence */
         .progress_timeout_ns = PROGRESS_TIMEOUT_MS * SL_MS_NS,
         .policy = policy && !strcmp(policy, "least-load") ? SL_ROUTE_LEAST_LOAD

@@ -128,6 +128,7 @@ void node_bus_drain(struct node *n); /* receive all that waits */
 void node_bus_tick(struct node *n, uint64_t now_ns);
 void node_pump(struct node *n); /* carry out the router's actions */
 void node_peer_lost(struct node *n, struct peer *p, uint64_t now_ns);
+struct peer *node_peer(struct node *n, uint64_t key);
 struct peer *node_peer_by_pid(struct node *n, pid_t pid);
 void node_bus_say_drain(struct node *n);
 /* The exactness class of a link's worker; empty when unknown. */

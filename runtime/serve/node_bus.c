@@ -9,7 +9,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-static struct peer *find_peer(struct node *n, uint64_t key)
+struct peer *node_peer(struct node *n, uint64_t key)
 {
     for (struct sl_list *l = n->peers.next; l != &n->peers; l = l->next) {
         struct peer *p = SL_ENTRY(l, struct peer, link);
@@ -31,7 +31,7 @@ struct peer *node_peer_by_pid(struct node *n, pid_t pid)
 
 struct sl_str node_class_of(struct node *n, uint64_t link)
 {
-    const struct peer *p = find_peer(n, link);
+    const struct peer *p = node_peer(n, link);
     return p ? p->hello.class_name : (struct sl_str){"", 0};
 }
 
@@ -86,6 +86,13 @@ static void router_load(struct node *n, const struct peer *p, uint64_t now)
     sl_router_worker_load(n->router, p->key, &load, now);
 }
 
+static enum sl_worker_role role_of(struct sl_str word)
+{
+    if (sl_str_eqz(word, "prefill"))
+        return SL_ROLE_PREFILL;
+    return sl_str_eqz(word, "decode") ? SL_ROLE_DECODE : SL_ROLE_BOTH;
+}
+
 /* The worker serves the node's model: the router may use it. */
 static void peer_join(struct node *n, struct peer *p, uint64_t now)
 {
@@ -94,7 +101,10 @@ static void peer_join(struct node *n, struct peer *p, uint64_t now)
                                    sl_hash64(p->hello.class_name.data, p->hello.class_name.len, 0),
                                .max_seqs = p->hello.max_seqs,
                                .max_len = p->hello.max_len,
-                               .queue_max = p->hello.queue_max};
+                               .queue_max = p->hello.queue_max,
+                               .role = role_of(p->hello.role),
+                               .kv_layout = p->hello.kv_layout,
+                               .serves_kv = p->hello.kv_address.len > 0};
     struct sl_err err;
     if (sl_router_worker_up(n->router, &d, now, &err)) {
         sl_log(SL_LOG_WARN, "worker %u refused: %s", p->hello.pid, err.msg);
@@ -126,7 +136,7 @@ static void peer_lost(struct node *n, struct peer *p, const struct sl_member_act
     peer_free(p);
     /* these are answered, and the link goes with the answer */
     bool answered = a->why == SL_LOST_REFUSED || a->why == SL_LOST_GAP;
-    if (!answered && !find_peer(n, a->key))
+    if (!answered && !node_peer(n, a->key))
         sl_bus_drop(n->bus, a->key);
 }
 
@@ -228,8 +238,9 @@ static void follow_members(struct node *n, uint64_t now)
 /* The message's strings die with the next receive: keep copies, one behind the other. */
 static bool keep_hello(struct peer *p, const struct sl_msg_hello *h)
 {
-    struct sl_str *of[] = {&p->hello.model, &p->hello.site,    &p->hello.role,
-                           &p->hello.isa,   &p->hello.backend, &p->hello.class_name};
+    struct sl_str *of[] = {&p->hello.model,     &p->hello.site,    &p->hello.role,
+                           &p->hello.isa,       &p->hello.backend, &p->hello.class_name,
+                           &p->hello.kv_address};
     p->hello = *h;
     sl_buf_clear(&p->strings);
     for (size_t i = 0; i < sizeof of / sizeof *of; i++)
@@ -312,7 +323,7 @@ static void dispatch(struct node *n, uint64_t key, const struct sl_msg *m, uint6
         follow_members(n, now);
         return;
     }
-    struct peer *p = find_peer(n, key);
+    struct peer *p = node_peer(n, key);
     bool asks = m->kind == SL_MSG_LOAD; /* the others come with no connection to speak of */
     if (!sl_members_heard(n->members, key, asks, now) || !p) {
         n->n_stale_outs += m->kind == SL_MSG_STEP ? m->step.n_outs : 0;

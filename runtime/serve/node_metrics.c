@@ -3,6 +3,7 @@
 
 #include <sluice/base/metrics.h>
 #include <sluice/base/time.h>
+#include <stddef.h>
 #include <string.h>
 
 #define COUNTER(var, n, h) static struct sl_metric var = {.name = n, .help = h, .kind = SL_COUNTER}
@@ -22,8 +23,29 @@ GAUGE(prefix_hits, "sluice_prefix_cache_hits_total", "Prompt tokens found");
 GAUGE(workers_up, "sluice_workers", "Workers registered and fresh");
 GAUGE(routed, "sluice_router_decisions_total", "Requests given to a worker");
 GAUGE(retried, "sluice_router_retries_total", "Requests moved to another worker");
-GAUGE(fenced, "sluice_router_fenced_total", "Outputs of an old epoch or a lost worker that were refused");
+GAUGE(fenced, "sluice_router_fenced_total",
+      "Outputs of an old epoch or a lost worker that were refused");
+GAUGE(prefills, "sluice_router_prefills_total", "Prompts given to a worker beside the owner");
 GAUGE(bus_bad, "sluice_zmq_malformed_total", "Bus messages that were refused");
+
+/* Sums over the workers, by field of their reports. */
+static struct {
+    struct sl_metric metric;
+    size_t field; /* of struct sl_msg_load, a uint64_t */
+} transfers[] = {
+    {{.name = "sluice_kv_transfer_pages_sent_total", .help = "KV pages sent to other workers"},
+     offsetof(struct sl_msg_load, kv_pages_sent)},
+    {{.name = "sluice_kv_transfer_pages_received_total", .help = "KV pages that arrived complete"},
+     offsetof(struct sl_msg_load, kv_pages_received)},
+    {{.name = "sluice_kv_transfer_bytes_total", .help = "Bytes of KV pages sent"},
+     offsetof(struct sl_msg_load, kv_bytes_sent)},
+    {{.name = "sluice_kv_transfer_checksum_failures_total", .help = "Rows that arrived damaged"},
+     offsetof(struct sl_msg_load, kv_bad)},
+    {{.name = "sluice_kv_transfer_fallbacks_total",
+      .help = "Requests computed by their owner since pages did not come"},
+     offsetof(struct sl_msg_load, kv_fallbacks)},
+};
+#define N_TRANSFERS (sizeof transfers / sizeof *transfers)
 
 static struct sl_metric finished[] = {
     {.name = "sluice_request_success_total", .labels = "finished_reason=\"stop\""},
@@ -48,9 +70,9 @@ void metrics_open(void)
     struct sl_metric *all[] = {
         &prompt_tokens, &generation_tokens, &cached_tokens, &running,    &waiting, &kv_usage,
         &preemptions,   &prefix_queries,    &prefix_hits,   &workers_up, &routed,  &retried,
-        &fenced,        &bus_bad,           &ttft,          &itl,        &e2e};
+        &fenced,        &prefills,          &bus_bad,       &ttft,       &itl,     &e2e};
     preemptions.kind = prefix_queries.kind = prefix_hits.kind = SL_COUNTER;
-    routed.kind = retried.kind = fenced.kind = bus_bad.kind = SL_COUNTER;
+    prefills.kind = routed.kind = retried.kind = fenced.kind = bus_bad.kind = SL_COUNTER;
     ttft.bounds = sl_buckets_ttft, ttft.n_bounds = sl_n_buckets_ttft;
     itl.bounds = sl_buckets_itl, itl.n_bounds = sl_n_buckets_itl;
     e2e.bounds = sl_buckets_e2e, e2e.n_bounds = sl_n_buckets_e2e;
@@ -59,6 +81,10 @@ void metrics_open(void)
     for (size_t i = 0; i < 4; i++) {
         finished[i].help = "Finished requests by reason";
         sl_metric_register(&finished[i]);
+    }
+    for (size_t i = 0; i < N_TRANSFERS; i++) {
+        transfers[i].metric.kind = SL_COUNTER;
+        sl_metric_register(&transfers[i].metric);
     }
 }
 
@@ -89,6 +115,19 @@ void metrics_end(struct gen *g, const char *reason, uint64_t now)
             sl_metric_add(&finished[i], 1);
 }
 
+static void refresh_transfers(struct node *n)
+{
+    for (size_t i = 0; i < N_TRANSFERS; i++) {
+        uint64_t sum = 0, x;
+        for (struct sl_list *l = n->peers.next; l != &n->peers; l = l->next) {
+            const struct sl_msg_load *w = &SL_ENTRY(l, struct peer, link)->load;
+            memcpy(&x, (const char *)w + transfers[i].field, sizeof x);
+            sum += x;
+        }
+        sl_metric_set(&transfers[i].metric, (double)sum);
+    }
+}
+
 void node_refresh_metrics(struct node *n)
 {
     struct sl_router_stats r;
@@ -116,5 +155,7 @@ void node_refresh_metrics(struct node *n)
     sl_metric_set(&routed, (double)r.n_routed);
     sl_metric_set(&retried, (double)r.n_retried);
     sl_metric_set(&fenced, (double)(r.n_fenced + n->n_stale_outs));
+    sl_metric_set(&prefills, (double)r.n_prefills);
     sl_metric_set(&bus_bad, (double)b.n_malformed);
+    refresh_transfers(n);
 }

@@ -49,7 +49,10 @@ static void print_rank(const struct peer *p, const struct sl_msg_rank *r, struct
     const struct sl_msg_hello *h = &p->hello;
     const struct sl_msg_load *l = &p->load;
     bool first = r->rank == 0;
-    sl_buf_printf(out, ",{\"pid\":%u,\"role\":\"worker\",\"site\":", r->pid);
+    bool both = !h->role.len || sl_str_eqz(h->role, "both");
+    sl_buf_printf(out, ",{\"pid\":%u,\"role\":", r->pid);
+    sl_buf_json_str(out, both ? "worker" : h->role.data, both ? strlen("worker") : h->role.len);
+    sl_buf_puts(out, ",\"site\":");
     sl_buf_json_str(out, h->site.data, h->site.len);
     sl_buf_printf(out, ",\"rank\":%u,\"tp\":%u,\"pp\":%u,\"isa\":", r->rank, h->tp, h->pp);
     sl_buf_json_str(out, r->isa.data, r->isa.len);

@@ -32,6 +32,7 @@ struct sl_node_config {
 
     const char *policy;  /* "least-load" or "prefix-affinity" */
     uint32_t queue_max;  /* 0: the limit of the table */
+    uint32_t prefill_min_tokens; /* prompts with as many to compute go to prefill workers; 0: none */
     uint32_t drain_ms;   /* 0: 30000 */
     uint64_t started_ns; /* when the program began, for the READY line */
 };

@@ -1,0 +1,176 @@
+"""Prompts computed by one worker and continued by another: the answers are those of one worker that does
+both, bit for bit, with pages over shared memory and over TCP, when pages come damaged, when the prefill
+worker dies in the middle, when the decode worker does, and when there is none of a kind."""
+import threading
+import unittest
+
+from harness import Router, Worker, free_port, in_parallel, wait_until
+
+N_REQUESTS = 24
+SHARED = "You are a careful clerk. Read the list and answer in one line. " * 6
+
+
+def requests():
+    """Greedy and sampled, short and long, with prefixes in common, with penalties and several choices."""
+    out = []
+    for i in range(N_REQUESTS):
+        text = (SHARED if i % 3 == 0 else "") + f"Item {i}: " + "river stone lamp " * (1 + i * 5 % 31)
+        body = {"prompt": text, "max_tokens": 6 + i, "ignore_eos": True, "logprobs": 2,
+                "return_token_ids": True, "seed": 700 + i}
+        body.update([{"temperature": 0}, {"temperature": 0.9, "top_p": 0.95, "top_k": 40},
+                     {"temperature": 1.0, "presence_penalty": 0.5, "repetition_penalty": 1.2},
+                     {"temperature": 0.8, "n": 2}][i % 4])
+        out.append(body)
+    return out
+
+
+def answer(server, body):
+    status, got = server.post("/v1/completions", body)
+    assert status == 200, got
+    return sorted((c["index"], c["token_ids"], c["logprobs"]["token_logprobs"], str(c["logprobs"]["top_logprobs"]),
+                   c["finish_reason"]) for c in got["choices"])
+
+
+def metric(server, name):
+    for line in server.get("/metrics")[1].splitlines():
+        if line.startswith(name + "{") or line.startswith(name + " "):
+            return float(line.rsplit(" ", 1)[1])
+    raise AssertionError(name)
+
+
+class Cluster:
+    """A router and one worker for each (role, further options)."""
+
+    def __init__(self, *roles, tcp=False, router_args=("--prefill-min-tokens", 32)):
+        self.router = Router(*router_args, bus=f"tcp://127.0.0.1:{free_port()}" if tcp else None)
+        self.workers = []
+        for role, *args in roles:
+            self.add(role, *args)
+        self.router.wait_ready()
+        self.wait(len(roles))
+
+    def add(self, role, *args):
+        self.workers.append(Worker(self.router, args=("--role", role, *args)))
+        return self.workers[-1]
+
+    def wait(self, n):
+        wait_until(f"{n} workers", lambda: len(self.rows()) == n)
+
+    def rows(self):
+        return [p for p in self.router.ps() if p["role"] != "router"]
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, kind, *_):
+        if kind:
+            print(self.router.text())
+        for w in self.workers:
+            w.kill()
+        self.router.kill() if kind else self.router.stop()
+
+
+class Disagg(unittest.TestCase):
+    @classmethod
+    def setUpClass(cls):
+        cls.reqs = requests()
+        with Cluster(("both",)) as c:
+            cls.want = [answer(c.router, r) for r in cls.reqs]
+            assert metric(c.router, "sluice_router_prefills_total") == 0
+
+    def check(self, got, why):
+        for i, (g, w) in enumerate(zip(got, self.want)):
+            self.assertEqual(g, w, f"request {i} differs: {why}")
+
+    def together(self, c, why):
+        self.check(in_parallel([lambda r=r: answer(c.router, r) for r in self.reqs]), why)
+
+    def moved(self, c):
+        wait_until("pages were reported",
+                   lambda: metric(c.router, "sluice_kv_transfer_pages_received_total") > 0)
+        return metric(c.router, "sluice_kv_transfer_pages_received_total")
+
+    def pair(self, via, tcp):
+        with Cluster(("prefill", "--kv-transfer", via), ("decode", "--kv-transfer", via), tcp=tcp) as c:
+            self.assertEqual(sorted(p["role"] for p in c.rows()), ["decode", "prefill"])
+            self.check([answer(c.router, r) for r in self.reqs], f"{via}, one by one")
+            alone = self.moved(c)
+            self.together(c, f"{via}, together")
+            self.assertGreater(metric(c.router, "sluice_router_prefills_total"), N_REQUESTS // 2)
+            self.assertEqual(metric(c.router, "sluice_kv_transfer_checksum_failures_total"), 0)
+            self.assertEqual(metric(c.router, "sluice_kv_transfer_fallbacks_total"), 0)
+            wait_until("the sender's report", lambda: metric(
+                c.router, "sluice_kv_transfer_pages_sent_total") >= alone)
+            self.assertGreater(metric(c.router, "sluice_kv_transfer_bytes_total"), alone * 1000)
+            return alone
+
+    def test_shared_memory(self):
+        self.assertGreater(self.pair("shm", False), N_REQUESTS)
+
+    def test_tcp(self):
+        self.assertGreater(self.pair("tcp", True), N_REQUESTS)
+
+    def test_decode_worker_prefills_little(self):
+        """With nothing cached, the owner computes at most a page of each long prompt."""
+        with Cluster(("prefill",), ("decode",)) as c:
+            long = [r for r in self.reqs if len(r["prompt"]) > 300 and r.get("n", 1) == 1]
+            for r in long:
+                status, got = c.router.post("/v1/completions", r)
+                self.assertEqual(status, 200)
+                n = got["usage"]["prompt_tokens"]
+                self.assertLessEqual(n - got["usage"]["prompt_tokens_details"]["cached_tokens"], 16, n)
+
+    def test_damaged_pages(self):
+        """Every tenth row flips a bit: noticed, counted, computed instead."""
+        with Cluster(("prefill", "--inject", "bulk.corrupt=0.1,seed=5"), ("decode",)) as c:
+            self.together(c, "damaged pages")
+            wait_until("failures are reported",
+                       lambda: metric(c.router, "sluice_kv_transfer_checksum_failures_total") > 0)
+            self.assertGreater(metric(c.router, "sluice_kv_transfer_fallbacks_total"), 0)
+
+    def test_prefill_worker_dies(self):
+        """kill -9 while it computes prompts (slowed down, so that it is): the owner computes them."""
+        with Cluster(("prefill", "--inject", "engine.slow=1@150", "--max-num-batched-tokens", 64), ("decode",)) as c:
+            victim = c.workers[0]
+            row = lambda: [p for p in c.rows() if p["pid"] == victim.pid]
+            first = threading.Thread(target=lambda: self.results.append(
+                in_parallel([lambda r=r: answer(c.router, r) for r in self.reqs])))
+            self.results = []
+            first.start()
+            wait_until("the prefill worker computes", lambda: row() and row()[0]["steps"] > 2)
+            victim.kill()
+            first.join()
+            self.check(self.results[0], "the prefill worker died")
+            self.check([answer(c.router, r) for r in self.reqs], "decode alone")
+            self.assertGreater(metric(c.router, "sluice_kv_transfer_fallbacks_total"), 0)
+
+    def test_decode_worker_dies(self):
+        """Its streams go on at the other one, with pages of the prefill worker or without."""
+        with Cluster(("prefill",), ("decode", "--inject", "engine.slow=1@20"),
+                     ("decode", "--inject", "engine.slow=1@20")) as c:
+            victim = c.workers[1]
+            row = lambda: [p for p in c.rows() if p["pid"] == victim.pid]
+            self.results = []
+            all_at_once = threading.Thread(target=lambda: self.results.append(
+                in_parallel([lambda r=r: answer(c.router, r) for r in self.reqs])))
+            all_at_once.start()
+            wait_until("it has streams", lambda: row() and row()[0]["running"] > 2)
+            victim.kill()
+            all_at_once.join()
+            self.check(self.results[0], "a decode worker died")
+            self.assertGreater(metric(c.router, "sluice_router_retries_total"), 0)
+
+    def test_one_kind_alone(self):
+        for roles in [("decode",)], [("prefill",)], [("both",), ("decode",)], [("prefill",), ("both",)]:
+            with Cluster(*roles) as c:
+                self.together(c, f"{roles}")
+
+    def test_pages_are_given_back(self):
+        with Cluster(("prefill",), ("decode",)) as c:
+            self.together(c, "before")
+            wait_until("all pages are free", lambda: all(
+                p["kv_pages_free"] == p["kv_pages_total"] for p in c.rows()))
+
+
+if __name__ == "__main__":
+    unittest.main(verbosity=2)
