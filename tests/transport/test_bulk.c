@@ -5,6 +5,7 @@
 #include "bulk/link.h"
 
 #include <sluice/base/containers.h>
+#include <sluice/base/fault.h>
 #include <sluice/base/limits.h>
 #include <sluice/base/time.h>
 #include <sluice/transport/bulk.h>
@@ -43,6 +44,7 @@ struct source {
     uint8_t keys[N_PAGES][32];
     uint32_t stall_at; /* pages after which nothing comes any more; N_PAGES: never */
     uint32_t n_waits;  /* WAITs before the first row */
+    int block_ms;      /* before anything is said */
     atomic_uint n_open, n_closed;
 };
 struct cursor {
@@ -99,6 +101,8 @@ static void source_next(void *ctx, void *source, uint32_t wait_ms, struct sl_bul
     struct source *s = ctx;
     struct cursor *c = source;
     *u = (struct sl_bulk_unit){.kind = SL_BULK_WAIT};
+    if (s->block_ms)
+        poll(NULL, 0, s->block_ms);
     if (c->n_waits++ < s->n_waits)
         return;
     if (c->first == c->n_pages) {
@@ -492,16 +496,94 @@ static void test_flips_and_cuts(void **state)
     source_fill(&src, 5);
     struct sl_bulk_server *s = serve(SL_BULK_TCP, "key");
     uint64_t total = 48 + N_PAGES * (N_LAYERS * (48 + ROW) + 80);
-    for (uint64_t at = 0; at < 96; at += 5) { /* ACCEPT and the first ROW's header */
+    for (uint64_t at = 0; at < 400; at += 23) { /* the handshake and the first records */
         over_line(sl_bulk_server_address(s), at, UINT64_MAX);
         over_line(sl_bulk_server_address(s), UINT64_MAX, at);
     }
-    for (uint64_t at = 96; at < total; at += 3001) {
+    for (uint64_t at = 400; at < total; at += 5003) {
         over_line(sl_bulk_server_address(s), at, UINT64_MAX);
         over_line(sl_bulk_server_address(s), UINT64_MAX, at);
     }
     sl_bulk_server_close(s);
     assert_int_equal(src.n_open, src.n_closed);
+}
+
+/* --- damage behind the encryption ----------------------------------------------------------------
+ */
+
+/* A bit of the n-th row flips after its checksum was made: that page and all after it are not
+ * counted, whichever row it is. */
+static void test_every_damaged_row(void **state)
+{
+    (void)state;
+    for (size_t v = 0; v < 2; v++)
+        for (uint32_t n = 0; n < N_PAGES * N_LAYERS; n += 2) {
+            char spec[64];
+            struct sl_bulk_fetched got;
+            struct sl_err err;
+            source_fill(&src, 10);
+            struct sl_bulk_server *s = serve(vias[v], "key");
+            snprintf(spec, sizeof spec, "bulk.corrupt=1+%u", n);
+            assert_int_equal(sl_faults_set(spec, &err), SL_OK);
+            struct sl_bulk_fetch f = fetch_of(sl_bulk_server_address(s), 0, N_PAGES);
+            assert_int_equal(run_fetch(&f, &got, &err), SL_FAILED);
+            assert_int_equal(got.n_bad, 1);
+            assert_int_equal(got.n_complete, n / (CHUNK * N_LAYERS) * CHUNK);
+            sl_bulk_server_close(s);
+            assert_int_equal(sl_faults_set("", &err), SL_OK);
+            assert_int_equal(src.n_open, src.n_closed);
+        }
+}
+
+/* Only who has the server's key gets as far as asking. */
+static void test_wrong_key(void **state)
+{
+    (void)state;
+    source_fill(&src, 11);
+    struct sl_bulk_server *s = serve(SL_BULK_TCP, "key");
+    struct sl_bulk_stats stats = {0};
+    struct sl_bulk_fetched got;
+    struct sl_err err = {0};
+    for (uint32_t i = 0; i < 3; i++) {
+        struct sl_bulk_fetch f = fetch_of(sl_bulk_server_address(s), 0, N_PAGES);
+        f.key[i * 15] ^= 1;
+        assert_int_equal(run_fetch(&f, &got, &err), SL_PEER);
+        assert_int_equal(got.n_complete, 0);
+    }
+    while (stats.n_unproved < 3) { /* bounded by the test's time limit */
+        poll(NULL, 0, 1);
+        sl_bulk_server_stats(s, &stats);
+    }
+    assert_int_equal(src.n_open, 0);
+    struct sl_bulk_fetch f = fetch_of(sl_bulk_server_address(s), 0, N_PAGES);
+    if (run_fetch(&f, &got, &err)) /* others are served as ever */
+        fail_msg("%s", err.msg);
+    sl_bulk_server_close(s);
+}
+
+/* More connections than there are places, none of them saying anything. */
+static void test_squatters(void **state)
+{
+    (void)state;
+    enum { N = 200 };
+    int fds[N];
+    source_fill(&src, 12);
+    struct sl_bulk_server *s = serve(SL_BULK_TCP, "key");
+    struct sockaddr_in to = {.sin_family = AF_INET};
+    to.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
+    to.sin_port = htons((uint16_t)atoi(strrchr(sl_bulk_server_address(s), ':') + 1));
+    for (int i = 0; i < N; i++) {
+        fds[i] = tcp_socket();
+        assert_int_equal(connect(fds[i], (struct sockaddr *)&to, sizeof to), 0);
+    }
+    struct sl_bulk_fetched got;
+    struct sl_err err = {0};
+    struct sl_bulk_fetch f = fetch_of(sl_bulk_server_address(s), 0, N_PAGES);
+    if (run_fetch(&f, &got, &err))
+        fail_msg("%s", err.msg);
+    for (int i = 0; i < N; i++)
+        close(fds[i]);
+    sl_bulk_server_close(s);
 }
 
 /* --- time and death ----------------------------------------------------------------------------
@@ -527,7 +609,25 @@ static void test_stalled_source(void **state)
     }
 }
 
-/* A peer that accepts and is silent, as one that was stopped. */
+/* No frame at all for longer than the client's patience, as from a process that was stopped. */
+static void test_silence(void **state)
+{
+    (void)state;
+    for (size_t v = 0; v < 2; v++) {
+        source_fill(&src, 13);
+        src.block_ms = 600;
+        struct sl_bulk_server *s = serve(vias[v], "key");
+        struct sl_bulk_fetched got;
+        struct sl_err err;
+        struct sl_bulk_fetch f = fetch_of(sl_bulk_server_address(s), 0, N_PAGES);
+        f.silence_ms = 200;
+        assert_int_equal(run_fetch(&f, &got, &err), SL_TIMEOUT);
+        sl_bulk_server_close(s);
+        assert_int_equal(src.n_open, src.n_closed);
+    }
+}
+
+/* A peer that accepts and is silent in the handshake. */
 static void test_silent_peer(void **state)
 {
     (void)state;
@@ -617,6 +717,8 @@ static void test_client_goes(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_every_damaged_row),  cmocka_unit_test(test_wrong_key),
+        cmocka_unit_test(test_squatters),          cmocka_unit_test(test_silence),
         cmocka_unit_test(test_every_flip_is_seen), cmocka_unit_test(test_frame_bounds),
         cmocka_unit_test(test_ask_bounds),         cmocka_unit_test(test_transfers),
         cmocka_unit_test(test_small_window),       cmocka_unit_test(test_shared_memory_is_checked),

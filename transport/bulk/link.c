@@ -1,12 +1,11 @@
-/* Connections of the bulk channel: sockets that are waited for in short slices, so that a stop from
- * another thread is seen soon. */
+/* Connections of the bulk channel: unix sockets, and secure links on TCP, whose frames carry our
+ * bytes as one stream. Both are waited for in short slices, so that a stop from another thread is
+ * seen soon. */
 #include "bulk/link.h"
 
 #include <sluice/base/time.h>
 
-#include <arpa/inet.h>
 #include <errno.h>
-#include <netinet/tcp.h>
 #include <poll.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -16,6 +15,8 @@
 #include <unistd.h>
 
 #define SLICE_MS 50
+#define IDENTITY "bulk"
+#define STREAM   1 /* kind of all our frames on a secure link */
 
 static bool stopped(const struct bulk_link *l)
 {
@@ -33,7 +34,9 @@ static enum sl_status wait_for(const struct bulk_link *l, short events, uint64_t
         if (now >= deadline_ns)
             return sl_fail(err, SL_TIMEOUT, "bulk: the peer is silent");
         uint64_t left_ms = (deadline_ns - now) / SL_MS_NS + 1;
-        struct pollfd p = {.fd = l->fd, .events = events};
+        struct pollfd p = {.fd = l->tls ? secure_link_fd(l->tls) : l->fd, .events = events};
+        if (l->tls)
+            p.events = (short)(events | secure_link_events(l->tls));
         if (poll(&p, 1, left_ms < SLICE_MS ? (int)left_ms : SLICE_MS) > 0)
             return SL_OK;
     }
@@ -88,62 +91,25 @@ static int connect_unix(const char *path)
     return -1;
 }
 
-/* "HOST:PORT" with a numeric host, an IPv6 one in brackets. */
-static bool parse_tcp(const char *text, struct sockaddr_storage *out, socklen_t *len)
+struct secure_psk sl_bulk_psk(const uint8_t key[32])
 {
-    char host[64];
-    const char *colon = strrchr(text, ':');
-    char *end;
-    size_t n = colon ? (size_t)(colon - text) : 0;
-    long port = colon ? strtol(colon + 1, &end, 10) : 0;
-    if (!n || n >= sizeof host || port < 1 || port > 65535 || *end)
-        return false;
-    bool v6 = text[0] == '[' && text[n - 1] == ']';
-    memcpy(host, text + v6, n - 2 * v6);
-    host[n - 2 * v6] = '\0';
-    memset(out, 0, sizeof *out);
-    struct sockaddr_in *in4 = (struct sockaddr_in *)(void *)out;
-    struct sockaddr_in6 *in6 = (struct sockaddr_in6 *)(void *)out;
-    if (v6) {
-        in6->sin6_family = AF_INET6;
-        in6->sin6_port = htons((uint16_t)port);
-        *len = sizeof *in6;
-        return inet_pton(AF_INET6, host, &in6->sin6_addr) == 1;
-    }
-    in4->sin_family = AF_INET;
-    in4->sin_port = htons((uint16_t)port);
-    *len = sizeof *in4;
-    return inet_pton(AF_INET, host, &in4->sin_addr) == 1;
+    struct secure_psk psk = {.identity = IDENTITY};
+    secure_derive(key, "sluice bulk 1", psk.key);
+    return psk;
 }
 
-static void no_delay(int fd)
+static enum sl_status connect_tcp(const char *address, const uint8_t key[32], struct bulk_link *l,
+                                  uint64_t deadline_ns, struct sl_err *err)
 {
-    int on = 1;
-    setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &on, sizeof on);
-}
-
-static enum sl_status connect_tcp(const char *text, struct bulk_link *l, uint64_t deadline_ns,
-                                  struct sl_err *err)
-{
-    struct sockaddr_storage to;
-    socklen_t len, fault_len = sizeof(int);
-    int fault = 0;
-    if (!parse_tcp(text, &to, &len))
-        return sl_fail(err, SL_INVALID, "bulk: address '%s' is not HOST:PORT", text);
-    l->fd = socket(to.ss_family, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
-    if (l->fd < 0)
-        return sl_fail(err, SL_NO_MEMORY, "bulk: no socket: %s", strerror(errno));
-    no_delay(l->fd);
-    if (connect(l->fd, (struct sockaddr *)&to, len) == 0)
-        return SL_OK;
-    if (errno != EINPROGRESS)
-        return sl_fail(err, SL_PEER, "bulk: %s: %s", text, strerror(errno));
-    enum sl_status s = wait_for(l, POLLOUT, deadline_ns, err);
-    if (s)
-        return s;
-    if (getsockopt(l->fd, SOL_SOCKET, SO_ERROR, &fault, &fault_len) || fault)
-        return sl_fail(err, SL_PEER, "bulk: %s: %s", text, strerror(fault));
-    return SL_OK;
+    struct secure_psk psk = sl_bulk_psk(key);
+    bool done = false;
+    int fd;
+    enum sl_status s = secure_connect(address, &fd, err);
+    if (s == SL_OK)
+        s = secure_link_client(fd, &psk, &l->tls, err);
+    while (s == SL_OK && (s = secure_link_handshake(l->tls, &done, err)) == SL_OK && !done)
+        s = wait_for(l, 0, deadline_ns, err);
+    return s;
 }
 
 enum sl_status sl_bulk_connect(const char *address, const uint8_t key[32], const atomic_bool *stop,
@@ -151,31 +117,26 @@ enum sl_status sl_bulk_connect(const char *address, const uint8_t key[32], const
 {
     char part[SL_BULK_ADDRESS_MAX];
     *out = link_of(-1, true, stop);
-    (void)key;
     if (part_of(address, "shm:", part, sizeof part) && (out->fd = connect_unix(part)) >= 0)
         return SL_OK;
     out->is_unix = false;
     if (!part_of(address, "tcp:", part, sizeof part))
         return sl_fail(err, SL_PEER, "bulk: nobody is at '%s'", address);
-    enum sl_status s = connect_tcp(part, out, deadline_ns, err);
+    enum sl_status s = connect_tcp(part, key, out, deadline_ns, err);
     if (s)
         sl_bulk_link_close(out);
     return s;
 }
 
-enum sl_status sl_bulk_accept(int fd, bool is_unix, const uint8_t key[32], const atomic_bool *stop,
-                              uint64_t deadline_ns, struct bulk_link *out, struct sl_err *err)
+enum sl_status sl_bulk_accept(int fd, struct secure_link *tls, const atomic_bool *stop,
+                              struct bulk_link *out, struct sl_err *err)
 {
-    *out = link_of(fd, is_unix, stop);
-    (void)key;
-    (void)deadline_ns;
-    if (is_unix && !same_user(fd)) {
-        sl_bulk_link_close(out);
-        return sl_fail(err, SL_UNAUTHORIZED, "bulk: a peer of another user");
-    }
-    if (!is_unix)
-        no_delay(fd);
-    return SL_OK;
+    *out = link_of(fd, tls == NULL, stop);
+    out->tls = tls;
+    if (tls || same_user(fd))
+        return SL_OK;
+    sl_bulk_link_close(out);
+    return sl_fail(err, SL_UNAUTHORIZED, "bulk: a peer of another user");
 }
 
 void sl_bulk_link_close(struct bulk_link *l)
@@ -184,6 +145,8 @@ void sl_bulk_link_close(struct bulk_link *l)
         close(l->fd);
     if (l->passed_fd >= 0)
         close(l->passed_fd);
+    secure_link_free(l->tls);
+    l->tls = NULL;
     l->fd = l->passed_fd = -1;
 }
 
@@ -192,8 +155,6 @@ void sl_bulk_link_close(struct bulk_link *l)
 /* Bytes of a unix link may come with a descriptor; more than one is not for us. */
 static ssize_t receive(struct bulk_link *l, void *data, size_t size)
 {
-    if (!l->is_unix)
-        return recv(l->fd, data, size, 0);
     union {
         struct cmsghdr header;
         char room[CMSG_SPACE(sizeof(int))];
@@ -221,22 +182,44 @@ static bool try_again(void)
     return errno == EAGAIN || errno == EWOULDBLOCK || errno == EINTR;
 }
 
+/* What is there now of the next frame's bytes; *got 0: nothing. */
+static enum sl_status pull(struct bulk_link *l, void *data, size_t size, size_t *got,
+                           struct sl_err *err)
+{
+    struct secure_frame front;
+    bool have;
+    *got = 0;
+    enum sl_status s = secure_link_front(l->tls, &front, &have, err);
+    if (s || !have)
+        return s;
+    if (front.kind != STREAM || !front.bytes)
+        return sl_fail(err, SL_PEER, "bulk: a record of kind %u", front.kind);
+    return secure_link_pull(l->tls, data, size, got, err);
+}
+
+static enum sl_status read_some(struct bulk_link *l, void *data, size_t size, size_t *got,
+                                struct sl_err *err)
+{
+    if (l->tls)
+        return pull(l, data, size, got, err);
+    ssize_t n = receive(l, data, size);
+    *got = n > 0 ? (size_t)n : 0;
+    return n > 0 || (n < 0 && try_again()) ? SL_OK : gone(err);
+}
+
 enum sl_status sl_bulk_read(struct bulk_link *l, void *data, size_t size, uint64_t deadline_ns,
                             struct sl_err *err)
 {
     uint8_t *at = data;
     while (size) {
-        ssize_t n = receive(l, at, size);
-        if (n > 0) {
-            at += n;
-            size -= (size_t)n;
-            continue;
-        }
-        if (n == 0 || !try_again())
-            return gone(err);
-        enum sl_status s = wait_for(l, POLLIN, deadline_ns, err);
+        size_t got;
+        enum sl_status s = read_some(l, at, size, &got, err);
+        if (s == SL_OK && !got)
+            s = wait_for(l, POLLIN, deadline_ns, err);
         if (s)
             return s;
+        at += got;
+        size -= got;
     }
     return SL_OK;
 }
@@ -271,13 +254,34 @@ static void advance(struct iovec parts[2], size_t n)
     }
 }
 
+static enum sl_status write_tls(struct bulk_link *l, struct iovec parts[2], uint64_t deadline_ns,
+                                struct sl_err *err)
+{
+    bool flushed = false;
+    while (parts[0].iov_len + parts[1].iov_len || !flushed) {
+        const struct secure_span spans[2] = {{parts[0].iov_base, parts[0].iov_len},
+                                             {parts[1].iov_base, parts[1].iov_len}};
+        size_t taken;
+        enum sl_status s = secure_link_push(l->tls, STREAM, spans, 2, &taken, err);
+        if (s == SL_OK)
+            s = secure_link_flush(l->tls, &flushed, err);
+        if (s)
+            return s;
+        advance(parts, taken);
+        if (!flushed && (s = wait_for(l, POLLOUT, deadline_ns, err)))
+            return s;
+    }
+    return SL_OK;
+}
+
 enum sl_status sl_bulk_write(struct bulk_link *l, const void *head, size_t head_size,
                              const void *body, size_t body_size, int pass_fd, uint64_t deadline_ns,
                              struct sl_err *err)
 {
-    struct iovec parts[2] = {{(void *)head, head_size}, {(void *)body, body_size}};
-    if (!body)
-        parts[1] = (struct iovec){(void *)head, 0};
+    struct iovec parts[2] = {{(void *)head, head_size},
+                             {(void *)(body ? body : head), body ? body_size : 0}};
+    if (l->tls)
+        return write_tls(l, parts, deadline_ns, err);
     while (parts[0].iov_len + parts[1].iov_len) {
         ssize_t n = transmit(l, parts, pass_fd);
         if (n > 0) {

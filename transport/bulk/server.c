@@ -1,18 +1,19 @@
 /* The serving side: one thread accepts, one thread for each connection asks the source for the next
  * row and sends it.
  *
- * A connection is worth nothing until it asked properly within HANDSHAKE_MS; there are at most
+ * On TCP a connection gets a thread once it has proved the key (secure_door.h). It is worth nothing
+ * until it asked properly within HANDSHAKE_MS; there are at most
  * SL_LIMIT_bulk_connections of them, further ones are closed at once. A reader that takes nothing
  * for STALL_MS is dropped. */
 #include "bulk/frame.h"
 #include "bulk/link.h"
+#include "comm/secure_door.h"
 
 #include <sluice/base/limits.h>
 #include <sluice/base/mem.h>
 #include <sluice/base/time.h>
 #include <sluice/transport/bus.h>
 
-#include <arpa/inet.h>
 #include <errno.h>
 #include <poll.h>
 #include <pthread.h>
@@ -28,12 +29,13 @@
 #define STALL_MS     5000
 #define KEEP_MS      200 /* a frame at least so often: silence means trouble */
 #define BACKLOG      64
+#define ACCEPT_MS    1000 /* handshakes that stand still are looked at so often */
 
 struct conn {
     struct sl_bulk_server *server;
     pthread_t thread;
-    int fd; /* until the thread has taken it over */
-    bool is_unix;
+    int fd;                  /* a unix socket, until the thread has taken it over */
+    struct secure_link *tls; /* or a TCP link that has proved the key */
     uint32_t slot, generation;
     bool used;        /* the accepting thread's: not joined yet */
     atomic_bool done; /* the connection's thread is about to return */
@@ -47,7 +49,9 @@ struct sl_bulk_server {
     struct sl_bulk_server_config cfg;
     char address[SL_BULK_ADDRESS_MAX];
     struct sl_buf folder; /* ipc endpoint whose path is our unix socket */
-    int unix_fd, tcp_fd, wake_fd;
+    int unix_fd, wake_fd;
+    struct secure_door *door; /* of TCP; NULL: none */
+    struct secure_psk psk;
     pthread_t thread;
     bool started;
     atomic_bool stop;
@@ -225,8 +229,7 @@ static void *connection(void *arg)
     struct sl_err err;
     c->window = (struct bulk_window){.fd = -1};
     c->n_sent = c->n_taken = 0;
-    enum sl_status status = sl_bulk_accept(c->fd, c->is_unix, s->cfg.key, &s->stop,
-                                           in_ms(HANDSHAKE_MS), &c->link, &err);
+    enum sl_status status = sl_bulk_accept(c->fd, c->tls, &s->stop, &c->link, &err);
     if (status == SL_OK)
         status = answer(c, &err);
     pthread_mutex_lock(&s->lock);
@@ -254,39 +257,55 @@ static struct conn *free_conn(struct sl_bulk_server *s)
     return NULL;
 }
 
-static void take_connection(struct sl_bulk_server *s, int listener, bool is_unix)
+/* Takes over one of the two. */
+static void start_connection(struct sl_bulk_server *s, int fd, struct secure_link *tls)
 {
-    int fd = accept4(listener, NULL, NULL, SOCK_CLOEXEC | SOCK_NONBLOCK);
-    if (fd < 0)
-        return;
     struct conn *c = free_conn(s);
-    if (!c) {
-        close(fd);
-        return;
+    if (c) {
+        c->server = s;
+        c->fd = fd;
+        c->tls = tls;
+        c->slot = (uint32_t)(c - s->conns);
+        c->generation++;
+        atomic_store(&c->done, false);
+        c->used = pthread_create(&c->thread, NULL, connection, c) == 0;
     }
-    c->server = s;
-    c->fd = fd;
-    c->is_unix = is_unix;
-    c->slot = (uint32_t)(c - s->conns);
-    c->generation++;
-    atomic_store(&c->done, false);
-    c->used = pthread_create(&c->thread, NULL, connection, c) == 0;
-    if (!c->used)
+    if (c && c->used)
+        return;
+    if (fd >= 0)
         close(fd);
+    secure_link_free(tls);
+}
+
+static void take_unix(struct sl_bulk_server *s)
+{
+    int fd = accept4(s->unix_fd, NULL, NULL, SOCK_CLOEXEC | SOCK_NONBLOCK);
+    if (fd >= 0)
+        start_connection(s, fd, NULL);
+}
+
+static void take_tcp(struct sl_bulk_server *s)
+{
+    struct secure_link *tls;
+    while (s->door && secure_door_take(s->door, &tls, NULL) == SL_OK && tls)
+        start_connection(s, -1, tls);
+    uint64_t refused = s->door ? secure_door_n_refused(s->door) : 0;
+    pthread_mutex_lock(&s->lock);
+    s->stats.n_unproved = refused;
+    pthread_mutex_unlock(&s->lock);
 }
 
 static void *accepting(void *arg)
 {
     struct sl_bulk_server *s = arg;
-    struct pollfd fds[] = {{.fd = s->wake_fd, .events = POLLIN},
-                           {.fd = s->unix_fd, .events = POLLIN},
-                           {.fd = s->tcp_fd, .events = POLLIN}};
+    struct pollfd fds[2 + SECURE_DOOR_FDS] = {{.fd = s->wake_fd, .events = POLLIN},
+                                              {.fd = s->unix_fd, .events = POLLIN}};
     while (!atomic_load(&s->stop)) {
-        if (poll(fds, 3, -1) <= 0)
-            continue;
-        for (int i = 1; i < 3; i++)
-            if (fds[i].revents)
-                take_connection(s, fds[i].fd, i == 1);
+        size_t n = 2 + (s->door ? secure_door_fds(s->door, fds + 2) : 0);
+        poll(fds, (nfds_t)n, ACCEPT_MS);
+        if (fds[1].revents)
+            take_unix(s);
+        take_tcp(s);
     }
     return NULL;
 }
@@ -309,24 +328,22 @@ static enum sl_status listen_unix(struct sl_bulk_server *s, struct sl_err *err)
     return SL_OK;
 }
 
+static bool find_key(void *ctx, const char *identity, struct secure_psk *out)
+{
+    const struct sl_bulk_server *s = ctx;
+    *out = s->psk;
+    return strcmp(identity, s->psk.identity) == 0;
+}
+
 static enum sl_status listen_tcp(struct sl_bulk_server *s, struct sl_err *err)
 {
-    const char *host = s->cfg.host ? s->cfg.host : "127.0.0.1";
-    bool v6 = strchr(host, ':') != NULL;
-    struct sockaddr_in in4 = {.sin_family = AF_INET};
-    struct sockaddr_in6 in6 = {.sin6_family = AF_INET6};
-    struct sockaddr *at = v6 ? (struct sockaddr *)&in6 : (struct sockaddr *)&in4;
-    socklen_t len = v6 ? sizeof in6 : sizeof in4;
-    if (inet_pton(v6 ? AF_INET6 : AF_INET, host,
-                  v6 ? (void *)&in6.sin6_addr : (void *)&in4.sin_addr) != 1)
-        return sl_fail(err, SL_CONFIG, "bulk: host '%s' is not a numeric address", host);
-    s->tcp_fd = socket(at->sa_family, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
-    if (s->tcp_fd < 0 || bind(s->tcp_fd, at, len) || listen(s->tcp_fd, BACKLOG) ||
-        getsockname(s->tcp_fd, at, &len))
-        return sl_fail(err, SL_CONFIG, "bulk: cannot listen at %s: %s", host, strerror(errno));
+    s->psk = sl_bulk_psk(s->cfg.key);
+    enum sl_status status = secure_door_open(s->cfg.host, find_key, s, &s->door, err);
+    if (status)
+        return status;
     size_t used = strlen(s->address);
-    snprintf(s->address + used, sizeof s->address - used, "%stcp:%s%s%s:%u", used ? "," : "",
-             v6 ? "[" : "", host, v6 ? "]" : "", ntohs(v6 ? in6.sin6_port : in4.sin_port));
+    snprintf(s->address + used, sizeof s->address - used, "%stcp:%s", used ? "," : "",
+             secure_door_address(s->door));
     return SL_OK;
 }
 
@@ -358,7 +375,7 @@ enum sl_status sl_bulk_server_open(const struct sl_bulk_server_config *cfg,
     if (!s)
         return sl_fail(err, SL_NO_MEMORY, "bulk: no memory");
     s->cfg = *cfg;
-    s->unix_fd = s->tcp_fd = s->wake_fd = -1;
+    s->unix_fd = s->wake_fd = -1;
     pthread_mutex_init(&s->lock, NULL);
     enum sl_status status = open_parts(s, err);
     if (status) {
@@ -381,8 +398,9 @@ void sl_bulk_server_close(struct sl_bulk_server *s)
     for (uint32_t i = 0; i < SL_LIMIT_bulk_connections; i++)
         if (s->conns[i].used)
             pthread_join(s->conns[i].thread, NULL);
-    const int fds[] = {s->unix_fd, s->tcp_fd, s->wake_fd};
-    for (size_t i = 0; i < 3; i++)
+    secure_door_close(s->door);
+    const int fds[] = {s->unix_fd, s->wake_fd};
+    for (size_t i = 0; i < 2; i++)
         if (fds[i] >= 0)
             close(fds[i]);
     if (s->folder.len)

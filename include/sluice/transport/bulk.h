@@ -10,7 +10,8 @@
  * fetch with the pages complete so far: the caller computes the rest itself.
  *
  * Links: on one machine a unix socket in a 0700 folder, with the rows in shared memory of the
- * fetching side (memfd, sealed against resizing); else TCP. Threads: fetch blocks its caller; a
+ * fetching side (memfd, sealed against resizing); else TCP with TLS 1.3, where both ends prove the
+ * server's key, which the router hands to the fetching side. Threads: fetch blocks its caller; a
  * server has one thread to accept and one for each connection. */
 #ifndef SLUICE_TRANSPORT_BULK_H
 #define SLUICE_TRANSPORT_BULK_H
@@ -74,6 +75,7 @@ struct sl_bulk_server_config {
 
 struct sl_bulk_stats {
     uint64_t n_pages, n_bytes; /* sent */
+    uint64_t n_unproved; /* TCP connections that did not prove the key */
     uint64_t n_refused;        /* connections without a proper question */
     uint64_t n_broken;         /* transfers that ended before their end */
 };
