@@ -16,7 +16,7 @@
 struct fault {
     const char *name;
     double probability;
-    uint64_t ms, n_skip;
+    uint64_t ms, n_skip, n_most; /* n_most 0: no bound */
     _Atomic uint64_t n_passed, n_hit;
 };
 
@@ -65,7 +65,9 @@ static enum sl_status read_item(const char *item, struct sl_err *err)
         return refuse(item, "has no milliseconds behind '@'", err);
     if (*at == '+' && (at++, !read_number(&at, &f->n_skip)))
         return refuse(item, "has no count behind '+'", err);
-    return *at ? refuse(item, "is not NAME=PROBABILITY[@MS][+SKIP]", err) : SL_OK;
+    if (*at == 'x' && (at++, !read_number(&at, &f->n_most)))
+        return refuse(item, "has no count behind 'x'", err);
+    return *at ? refuse(item, "is not NAME=PROBABILITY[@MS][+SKIP][xMOST]", err) : SL_OK;
 }
 
 static void all_off(void)
@@ -74,7 +76,7 @@ static void all_off(void)
     fault_seed = 0;
     for (uint32_t i = 0; i < SL_N_FAULTS; i++) {
         faults[i].probability = 0;
-        faults[i].ms = faults[i].n_skip = 0;
+        faults[i].ms = faults[i].n_skip = faults[i].n_most = 0;
         atomic_store(&faults[i].n_passed, 0);
         atomic_store(&faults[i].n_hit, 0);
     }
@@ -110,9 +112,12 @@ bool sl_fault_hit(enum sl_fault_point p)
         return false;
     bool hit = f->probability >= 1 ||
                (double)sl_random_unit(fault_seed, (uint32_t)p, (uint32_t)pass, 0) < f->probability;
-    if (hit)
-        atomic_fetch_add(&f->n_hit, 1);
-    return hit;
+    if (!hit)
+        return false;
+    if (atomic_fetch_add(&f->n_hit, 1) < f->n_most || !f->n_most)
+        return true;
+    atomic_fetch_sub(&f->n_hit, 1);
+    return false;
 }
 
 void sl_fault_wait(enum sl_fault_point p)

@@ -46,7 +46,7 @@ struct serve_options {
       "how long a drain may last")                                                                 \
     X("log-format", SL_OPT_CHOICE, log_format, NULL, 0, 0, "text|json", "FORMAT",                  \
       "of log lines (default: text on a terminal)")                                                \
-    X("inject", SL_OPT_STRING, inject, NULL, 0, 0, NULL, "NAME=PROBABILITY[@MS][+SKIP],...", "")   \
+    X("inject", SL_OPT_STRING, inject, NULL, 0, 0, NULL, "NAME=PROBABILITY[@MS][+SKIP][xMOST]", "")   \
     X("config", SL_OPT_STRING, config, NULL, 0, 0, NULL, "FILE", "YAML file of options")
 
 #define CLUSTER_OPTION_TABLE(X)                                                                    \

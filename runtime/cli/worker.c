@@ -134,7 +134,7 @@ static const struct sl_option table[] = {
     {.name = "inject",
      .kind = SL_OPT_STRING,
      AT(inject),
-     .meta = "NAME=PROBABILITY[@MS][+SKIP],...",
+     .meta = "NAME=PROBABILITY[@MS][+SKIP][xMOST]",
      .help = ""},
     {.name = "config",
      .kind = SL_OPT_STRING,

@@ -24,7 +24,7 @@ struct worker {
     uint64_t n_new;   /* tokens it has to compute before our requests' next ones, as expected */
     uint64_t foreign_tokens; /* the same of others' requests, by its last report */
     bool reported;           /* since it came up */
-    bool lost, stuck, draining;
+    bool lost, stuck, stalled, draining;
     enum sl_eject_state slow;
     bool blocked; /* refused: nothing more until it reports */
 };
@@ -154,7 +154,7 @@ static inline bool sl_worker_is_out(const struct worker *w, const struct req *q)
 
 static inline bool sl_worker_takes(const struct worker *w, const struct req *q)
 {
-    return sl_worker_suits(w, q) && !w->blocked && w->n_reqs < sl_worker_cap(w) &&
+    return sl_worker_suits(w, q) && !w->blocked && !w->stalled && w->n_reqs < sl_worker_cap(w) &&
            q->avoid != w->uid && !sl_worker_is_out(w, q);
 }
 

@@ -236,7 +236,7 @@ static bool any_room(const struct sl_router *r)
 {
     for (uint32_t i = 0; i < r->cfg.max_workers; i++) {
         const struct worker *w = &r->workers[i];
-        if (w->uid && !w->lost && !w->draining && !w->blocked && w->n_reqs < sl_worker_cap(w))
+        if (w->uid && !w->lost && !w->draining && !w->blocked && !w->stalled && w->n_reqs < sl_worker_cap(w))
             return true;
     }
     return false;
@@ -267,7 +267,7 @@ static bool suits_any(const struct sl_router *r, struct req *q)
 void sl_req_strand(struct sl_router *r, struct req *q, uint64_t now_ns)
 {
     bool was = q->stranded_ns != 0, is = !suits_any(r, q);
-    if (is && was && now_ns >= q->stranded_ns + SL_ROUTER_STRANDED_NS) {
+    if (is && was && !q->deadline_ns && now_ns >= q->stranded_ns + SL_ROUTER_STRANDED_NS) {
         sl_req_fail(r, q, SL_PEER);
         return;
     }

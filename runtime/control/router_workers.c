@@ -106,7 +106,7 @@ static uint32_t room_elsewhere(const struct sl_router *r)
     uint32_t room = 0;
     for (uint32_t i = 0; i < r->cfg.max_workers; i++) {
         const struct worker *w = &r->workers[i];
-        if (w->uid && !w->lost && !w->draining && !w->blocked && w->slow == SL_EJECT_OK &&
+        if (w->uid && !w->lost && !w->draining && !w->blocked && !w->stalled && w->slow == SL_EJECT_OK &&
             w->n_reqs < sl_worker_cap(w))
             room += sl_worker_cap(w) - w->n_reqs;
     }
@@ -170,6 +170,36 @@ static void watch_speed(struct sl_router *r, const struct worker *w,
         sl_eject_age(r->eject, slot, load->step_age_ns, now_ns);
 }
 
+/* --- engines that stand still ----------------------------------------------------------------- */
+
+static bool suits_a_moving_one(const struct sl_router *r, const struct req *q)
+{
+    for (uint32_t i = 0; i < r->cfg.max_workers; i++)
+        if (sl_worker_suits(&r->workers[i], q) && !r->workers[i].stalled)
+            return true;
+    return false;
+}
+
+/* What nobody else could take stays: the engine may yet move. */
+static void move_from_stalled(struct sl_router *r, struct worker *w)
+{
+    struct sl_list *next;
+    for (struct sl_list *l = w->reqs.next; l != &w->reqs; l = next) {
+        next = l->next;
+        struct req *q = SL_ENTRY(l, struct req, link);
+        if (suits_a_moving_one(r, q))
+            sl_req_retry(r, q, true, SL_PEER);
+    }
+}
+
+static void follow_stall(struct sl_router *r, struct worker *w)
+{
+    bool was = w->stalled;
+    w->stalled = sl_is_stalled(w->load.step_age_ns, w->load.step_expected_ns);
+    if (w->stalled && !was && !w->lost)
+        move_from_stalled(r, w);
+}
+
 /* --- reports ---------------------------------------------------------------------------------- */
 
 /* What others gave it: what it has beyond ours. */
@@ -204,6 +234,7 @@ void sl_router_worker_load(struct sl_router *r, uint64_t key, const struct sl_wo
             sl_router_strand(r, now_ns);
     }
     follow_eject(r);
+    follow_stall(r, w);
     sl_router_dispatch(r, now_ns);
 }
 
@@ -297,6 +328,8 @@ void sl_router_tick(struct sl_router *r, uint64_t now_ns)
         struct worker *w = &r->workers[i];
         if (w->uid && !w->lost)
             any_change |= check_timeouts(r, w, now_ns);
+        if (w->uid && w->stalled && !w->lost && w->n_reqs) /* somebody may have come meanwhile */
+            move_from_stalled(r, w);
     }
     struct sl_heap_node *n;
     while ((n = sl_heap_min(&r->deadlines))) {
@@ -329,7 +362,7 @@ uint64_t sl_router_next_deadline(const struct sl_router *r)
         return first;
     for (struct sl_list *l = r->waiting.next; l != &r->waiting; l = l->next) {
         const struct req *q = SL_ENTRY(l, struct req, link);
-        if (q->stranded_ns)
+        if (q->stranded_ns && !q->deadline_ns)
             first = earlier(first, add_ns(q->stranded_ns, SL_ROUTER_STRANDED_NS));
     }
     return first;
@@ -361,6 +394,7 @@ void sl_router_stats(const struct sl_router *r, struct sl_router_stats *out)
         out->workers += w->uid != 0;
         out->ready_workers += w->uid && !w->lost && !w->draining;
         out->inflight += w->n_reqs;
+        out->stalled += w->stalled;
     }
 }
 

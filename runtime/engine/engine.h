@@ -46,10 +46,13 @@ struct cmd {
 struct pacer {
     uint32_t target_ms, rows_min, rows_max, fixed;
     double ns_per_row; /* moving average; 0: unknown */
+    double small_ns;   /* the same of whole steps with few rows */
 };
 void sl_pacer_init(struct pacer *p, uint32_t target_ms, uint32_t rows_max, uint32_t fixed);
 uint32_t sl_pacer_budget(const struct pacer *p);
 void sl_pacer_observe(struct pacer *p, uint32_t rows, uint64_t ns);
+/* How long a step of so many rows should take; 0 before any was measured. */
+uint64_t sl_pacer_expect(const struct pacer *p, uint32_t rows);
 
 struct sl_engine {
     struct sl_engine_info info;

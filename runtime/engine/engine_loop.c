@@ -262,6 +262,14 @@ static void drop_prefills(struct sl_engine *e, const struct sl_plan *plan)
     }
 }
 
+static void expect_step(struct sl_engine *e, uint32_t rows)
+{
+    uint64_t ns = sl_pacer_expect(&e->pacer, rows);
+    pthread_mutex_lock(&e->stats_lock);
+    e->stats.step_expected_ns = ns;
+    pthread_mutex_unlock(&e->stats_lock);
+}
+
 static void run_step(struct sl_engine *e, const struct sl_plan *plan, struct sl_engine_step *s)
 {
     uint64_t start = sl_now_ns();
@@ -329,6 +337,7 @@ void *sl_engine_thread(void *arg)
         struct sl_engine_step *s = step_take(e);
         if (!s)
             break;
+        expect_step(e, plan->n_tok);
         if (sl_fault(SL_FAULT_ENGINE_WEDGE))
             stand_still(e);
         run_step(e, plan, s);

@@ -25,15 +25,27 @@ uint32_t sl_pacer_budget(const struct pacer *p)
     return n < p->rows_min ? p->rows_min : n;
 }
 
-/* Small steps are bound by reading the weights and say nothing about the cost of a row. A slower
- * step is believed at once, a faster one by and by: a step that is too long is what hurts. */
+/* A slower step is believed at once, a faster one by and by: a step that is too long is what hurts.
+ */
+static void follow(double *average, double measured)
+{
+    if (*average <= 0 || measured > *average)
+        *average = measured;
+    else
+        *average += (measured - *average) / 4;
+}
+
+/* Small steps are bound by reading the weights and say nothing about the cost of a row. */
 void sl_pacer_observe(struct pacer *p, uint32_t rows, uint64_t ns)
 {
     if (rows < ROWS_STEP)
-        return;
-    double per_row = (double)ns / rows;
-    if (p->ns_per_row <= 0 || per_row > p->ns_per_row)
-        p->ns_per_row = per_row;
+        follow(&p->small_ns, (double)ns);
     else
-        p->ns_per_row += (per_row - p->ns_per_row) / 4;
+        follow(&p->ns_per_row, (double)ns / rows);
+}
+
+uint64_t sl_pacer_expect(const struct pacer *p, uint32_t rows)
+{
+    double ns = p->ns_per_row * rows;
+    return (uint64_t)(ns > p->small_ns ? ns : p->small_ns);
 }

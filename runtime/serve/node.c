@@ -117,9 +117,15 @@ bool node_is_draining(const struct node *n)
     return n->draining;
 }
 
-static bool makes_progress(const struct peer *p)
+static bool makes_progress(const struct peer *p, uint64_t now)
 {
-    return p->joined && p->load.last_step_age_ms < PROGRESS_TIMEOUT_MS;
+    uint64_t age_ms = p->load.last_step_age_ms;
+    if (!p->joined || age_ms >= PROGRESS_TIMEOUT_MS)
+        return false;
+    if (age_ms) /* a step is in progress, and was since that report */
+        age_ms += (now - p->load_ns) / SL_MS_NS;
+    return age_ms < PROGRESS_TIMEOUT_MS &&
+           !sl_is_stalled(age_ms * SL_MS_NS, p->load.step_expected_ms * SL_MS_NS);
 }
 
 bool node_is_ready(const struct node *n, struct sl_err *why)
@@ -129,7 +135,7 @@ bool node_is_ready(const struct node *n, struct sl_err *why)
         return false;
     }
     for (struct sl_list *l = n->peers.next; l != &n->peers; l = l->next)
-        if (makes_progress(SL_ENTRY(l, struct peer, link)))
+        if (makes_progress(SL_ENTRY(l, struct peer, link), sl_now_ns()))
             return true;
     if (node_has_model(n))
         sl_fail(why, SL_PEER, "no worker makes progress");

@@ -33,6 +33,7 @@ struct peer {
     struct sl_msg_load load;
     struct peer_rank *ranks; /* [n_ranks] as last told; none for a worker of one process */
     uint32_t n_ranks;
+    uint64_t load_ns; /* when it came */
 };
 
 /* A supervised worker process. */

@@ -76,13 +76,20 @@ static void welcome(struct node *n, const struct sl_member_action *a)
         sl_bus_drop(n->bus, a->key); /* links are for members; its next word makes another */
 }
 
+static uint64_t ms_to_ns(uint64_t ms)
+{
+    return ms < UINT64_MAX / SL_MS_NS ? ms * SL_MS_NS : UINT64_MAX;
+}
+
 static void router_load(struct node *n, const struct peer *p, uint64_t now)
 {
     struct sl_worker_load load = {.running = p->load.running,
                                   .waiting = p->load.waiting,
                                   .pages_free = p->load.pages_free,
                                   .pages_total = p->load.pages_total,
-                                  .steps = p->load.steps};
+                                  .steps = p->load.steps,
+                                  .step_age_ns = ms_to_ns(p->load.last_step_age_ms),
+                                  .step_expected_ns = ms_to_ns(p->load.step_expected_ms)};
     sl_router_worker_load(n->router, p->key, &load, now);
 }
 
@@ -268,6 +275,7 @@ static void on_hello(struct node *n, uint64_t key, const struct sl_msg_hello *h,
     memcpy(m.meta_sha256, h->meta_sha256, 32);
     p->key = key;
     p->load = h->load;
+    p->load_ns = now;
     sl_list_init(&p->link);
     if (!keep_hello(p, h) || !sl_members_hello(n->members, key, &m, now)) {
         peer_free(p);
@@ -288,6 +296,7 @@ void node_peer_lost(struct node *n, struct peer *p, uint64_t now)
 static void on_load(struct node *n, struct peer *p, const struct sl_msg_load *load, uint64_t now)
 {
     p->load = *load;
+    p->load_ns = now;
     if (p->joined)
         router_load(n, p, now);
 }

@@ -16,6 +16,12 @@
 #define LINK_SILENCE_MS  2000 /* routers ping ten times a second */
 #define RECEIVED_AT_ONCE 1024 /* then the engine's steps get their turn */
 
+/* 0 means unknown, which a short step is not. */
+static uint64_t round_up_ms(uint64_t ns)
+{
+    return (ns + SL_MS_NS - 1) / SL_MS_NS;
+}
+
 void worker_load(struct worker *w, struct sl_msg_load *out, uint64_t now)
 {
     struct sl_engine_stats s;
@@ -33,6 +39,7 @@ void worker_load(struct worker *w, struct sl_msg_load *out, uint64_t now)
                                 .prefix_queries = s.sched.prefix_queries,
                                 .prefix_hits = s.sched.prefix_hits,
                                 .last_step_age_ms = waits ? (now - since) / SL_MS_NS : 0,
+                                .step_expected_ms = round_up_ms(s.step_expected_ns),
                                 .op_calls = s.n_op_calls,
                                 .reforming = w->reforming};
     worker_kv_load(w, out);

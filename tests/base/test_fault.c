@@ -43,6 +43,7 @@ static void test_seeded(void **state)
     assert_memory_equal(a, b, sizeof a);
     assert_memory_not_equal(a, c, sizeof a);
     assert_int_equal(draw("bus.drop=1+250", a), 6);
+    assert_int_equal(draw("bus.drop=1+250x2", a), 2);
     assert_int_equal(draw("bus.drop=0", a), 0);
 }
 
@@ -59,24 +60,12 @@ static void test_delay(void **state)
 
 static void test_bad_specs(void **state)
 {
-    static const char *const rows[] = {"engine.slow",
-                                       "engine.slow=",
-                                       "engine.slow=x",
-                                       "engine.slow=1.5",
-                                       "engine.slow=-1",
-                                       "engine.slow=nan",
-                                       "engine.slo=1",
-                                       "=1",
-                                       "engine.slow=1@",
-                                       "engine.slow=1@x",
-                                       "engine.slow=1@1x",
-                                       "engine.slow=1+",
-                                       "engine.slow=1+-1",
-                                       "engine.slow=1@-1",
-                                       "seed=",
-                                       "seed=x",
-                                       "seed=-1",
-                                       "bus.drop=1,wrong"};
+    static const char *const rows[] = {
+        "engine.slow",      "engine.slow=",     "engine.slow=x",    "engine.slow=1.5",
+        "engine.slow=-1",   "engine.slow=nan",  "engine.slo=1",     "=1",
+        "engine.slow=1@",   "engine.slow=1@x",  "engine.slow=1@1x", "engine.slow=1+",
+        "engine.slow=1+-1", "engine.slow=1@-1", "bus.drop=1x",      "seed=",
+        "seed=x",           "seed=-1",          "bus.drop=1,wrong"};
     struct sl_err err;
     (void)state;
     for (size_t i = 0; i < sizeof rows / sizeof *rows; i++) {

@@ -17,6 +17,14 @@ static const struct sl_router_config base = {.max_workers = 4,
                                              .progress_timeout_ns = 3000,
                                              .policy = SL_ROUTE_LEAST_LOAD};
 
+/* Nobody is lost for being silent. */
+static const struct sl_router_config patient = {.max_workers = 4,
+                                                .max_requests = 32,
+                                                .queue_max = 16,
+                                                .page_size = 4,
+                                                .retries_max = 2,
+                                                .policy = SL_ROUTE_LEAST_LOAD};
+
 static struct sl_router *open_with(struct sl_router_config c)
 {
     struct sl_router *r = NULL;
@@ -363,6 +371,106 @@ static void test_stranded(void **state)
     sl_router_tick(r, due);
     expect_fail(r, 1, SL_PEER);
     assert_int_equal(sl_router_next_deadline(r), UINT64_MAX);
+    sl_router_close(r);
+}
+
+/* With a deadline a request waits until then, however long no worker could take it: also one that
+ * has delivered tokens and finds only workers of another class. The first that fits gets it. */
+static void test_waits_within_its_deadline(void **state)
+{
+    (void)state;
+    const uint64_t deadline = 5 * SL_ROUTER_STRANDED_NS;
+    struct sl_router *r = open_with(patient);
+    up(r, 7, 4, 0);
+    for (uint64_t id = 1; id <= 3; id++)
+        assert_int_equal(try_submit(r, id, 0, id == 3 ? 0 : deadline), SL_OK);
+    for (uint64_t id = 1; id <= 3; id++) {
+        expect_send(r, id, 7, 1);
+        assert_true(output(r, 7, id, 1, 2, false));
+    }
+    sl_router_worker_down(r, 7, 1000);
+    up(r, 8, 4, 1); /* another class */
+    none(r);
+    uint64_t due = sl_router_next_deadline(r);
+    assert_in_range(due, SL_ROUTER_STRANDED_NS, SL_ROUTER_STRANDED_NS + 1000);
+    sl_router_tick(r, due);
+    expect_fail(r, 3, SL_PEER); /* it has no deadline */
+    none(r);
+    assert_true(sl_router_next_deadline(r) > due);
+    sl_router_tick(r, 2 * SL_ROUTER_STRANDED_NS);
+    none(r);
+    sl_router_cancel(r, 2, 0);
+    struct sl_worker_desc d = {.key = 9, .max_seqs = 4, .max_len = 100};
+    assert_int_equal(sl_router_worker_up(r, &d, 2 * SL_ROUTER_STRANDED_NS, NULL), SL_OK);
+    expect_send(r, 1, 9, 2);
+    sl_router_worker_down(r, 9, 2 * SL_ROUTER_STRANDED_NS);
+    sl_router_tick(r, deadline);
+    expect_fail(r, 1, SL_TIMEOUT);
+    none(r);
+    sl_router_close(r);
+}
+
+static void report(struct sl_router *r, uint64_t key, uint64_t steps, uint64_t age_ns,
+                   uint64_t expected_ns)
+{
+    struct sl_worker_load l = {.running = 1,
+                               .pages_free = 1,
+                               .pages_total = 1,
+                               .steps = steps,
+                               .step_age_ns = age_ns,
+                               .step_expected_ns = expected_ns};
+    sl_router_worker_load(r, key, &l, 0);
+    check(r);
+}
+
+/* A step that takes ten times as long as it should, and 800 ms: its streams move to whoever could
+ * take them, and it gets no new ones until it moves. What nobody could take stays. */
+static void test_stalled(void **state)
+{
+    static const struct {
+        uint64_t age_ns, expected_ns;
+        bool stalled;
+    } rows[] = {{700000000, 10000000, false},
+                {900000000, 10000000, true},
+                {900000000, 100000000, false},
+                {1200000000, 100000000, true},
+                {900000000, 0, false},
+                {UINT64_MAX, 0, false},
+                {UINT64_MAX, 7000000000, true},
+                {UINT64_MAX, UINT64_MAX, false},
+                {70000000000, 7000000000, false},
+                {80000000000, 7000000000, true}};
+    (void)state;
+    for (size_t i = 0; i < sizeof rows / sizeof *rows; i++)
+        assert_int_equal(sl_is_stalled(rows[i].age_ns, rows[i].expected_ns), rows[i].stalled);
+
+    struct sl_router *r = open_with(patient);
+    up(r, 7, 4, 0);
+    submit(r, 1);
+    expect_send(r, 1, 7, 1);
+    report(r, 7, 1, 900000000, 1);
+    assert_int_equal(stats(r).stalled, 1);
+    none(r); /* nobody else is there */
+    submit(r, 2);
+    none(r);
+    up(r, 8, 4, 0);
+    expect_send(r, 2, 8, 1);
+    sl_router_tick(r, 0);
+    expect_cancel(r, 1, 7, 1);
+    expect_send(r, 1, 8, 2);
+    assert_false(output(r, 7, 1, 1, 1, true)); /* it wakes up late */
+    submit(r, 3);
+    expect_send(r, 3, 8, 1);
+    report(r, 8, 1, 900000000, 1); /* both: then they keep what they have */
+    sl_router_tick(r, 0);
+    none(r);
+    report(r, 7, 2, 0, 1);
+    sl_router_tick(r, 0);
+    expect_cancel(r, 2, 8, 1);
+    expect_cancel(r, 1, 8, 2);
+    expect_cancel(r, 3, 8, 1);
+    for (uint64_t id = 1; id <= 3; id++) /* in the order in which they came */
+        expect_send(r, id, 7, id == 1 ? 3 : 2);
     sl_router_close(r);
 }
 
@@ -812,6 +920,8 @@ int main(void)
         cmocka_unit_test(test_retries_are_bounded),
         cmocka_unit_test(test_class),
         cmocka_unit_test(test_stranded),
+        cmocka_unit_test(test_waits_within_its_deadline),
+        cmocka_unit_test(test_stalled),
         cmocka_unit_test(test_class_asked_for),
         cmocka_unit_test(test_retries_are_forgiven),
         cmocka_unit_test(test_timeouts),

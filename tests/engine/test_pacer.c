@@ -44,10 +44,26 @@ static void slower_is_believed_at_once_faster_by_and_by(void **state)
     assert_in_range(sl_pacer_budget(&p), 97, 191);
 }
 
+/* Small steps are expected to take what small ones took, large ones by their rows. */
+static void expected_time(void **state)
+{
+    (void)state;
+    struct pacer p;
+    sl_pacer_init(&p, 200, 512, 0);
+    assert_int_equal(sl_pacer_expect(&p, 1), 0);
+    sl_pacer_observe(&p, 1, 5000000);
+    assert_int_equal(sl_pacer_expect(&p, 1), 5000000);
+    assert_int_equal(sl_pacer_expect(&p, 500), 5000000);
+    sl_pacer_observe(&p, 100, 100 * 1000000);
+    assert_int_equal(sl_pacer_expect(&p, 1), 5000000);
+    assert_int_equal(sl_pacer_expect(&p, 500), 500 * 1000000);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(budgets),
+        cmocka_unit_test(expected_time),
         cmocka_unit_test(slower_is_believed_at_once_faster_by_and_by),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

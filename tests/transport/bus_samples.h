@@ -32,6 +32,7 @@ static struct sl_msg_load sample_load(void)
                                 .prefix_queries = 5,
                                 .prefix_hits = 6,
                                 .last_step_age_ms = UINT64_MAX,
+                                .step_expected_ms = 9,
                                 .op_calls = 8,
                                 .kv_pages_sent = UINT64_MAX,
                                 .kv_pages_received = 2,

@@ -22,9 +22,9 @@
     X(pid)                                                                                         \
     X(rank)                                                                                        \
     X(tp)                                                                                          \
-    X(pp) X(threads) X(max_seqs) X(max_len) X(max_batch_tokens) X(n_vocab) X(page_size)            \
-        X(queue_max) X(weight_bytes) X(meta_bytes) X(version_min) X(instance) X(greeting)          \
-            X(kv_layout)
+    X(pp)                                                                                          \
+    X(threads) X(max_seqs) X(max_len) X(max_batch_tokens) X(n_vocab) X(page_size) X(queue_max)     \
+        X(weight_bytes) X(meta_bytes) X(version_min) X(instance) X(greeting) X(kv_layout)
 #define HELLO_TEXTS(X) X(model) X(site) X(role) X(isa) X(backend) X(class_name) X(kv_address)
 #define LOAD_NUMBERS(X)                                                                            \
     X(running)                                                                                     \
@@ -32,9 +32,10 @@
     X(pages_free)                                                                                  \
     X(pages_total)                                                                                 \
     X(steps)                                                                                       \
-    X(prefill_tokens) X(decode_tokens) X(preempted) X(prefix_queries) X(prefix_hits)               \
-        X(last_step_age_ms) X(op_calls) X(kv_pages_sent) X(kv_pages_received) X(kv_bytes_sent)     \
-            X(kv_bad) X(kv_fallbacks)
+    X(prefill_tokens)                                                                              \
+    X(decode_tokens) X(preempted) X(prefix_queries) X(prefix_hits) X(last_step_age_ms) X(op_calls) \
+        X(step_expected_ms) X(kv_pages_sent) X(kv_pages_received) X(kv_bytes_sent) X(kv_bad)       \
+            X(kv_fallbacks)
 #define RANK_NUMBERS(X)                                                                            \
     X(rank)                                                                                        \
     X(pid) X(threads) X(weight_bytes) X(kv_bytes) X(comm_bytes) X(steps) X(op_calls)
@@ -44,9 +45,10 @@
     X(n_prompt)                                                                                    \
     X(choice)                                                                                      \
     X(priority)                                                                                    \
-    X(tenant) X(seed) X(deadline_ms) X(temperature) X(top_p) X(min_p) X(typical_p)                 \
-        X(presence_penalty) X(frequency_penalty) X(repetition_penalty) X(top_k) X(n_logprobs)      \
-            X(min_tokens) X(max_tokens) X(kv_ticket)
+    X(tenant)                                                                                      \
+    X(seed) X(deadline_ms) X(temperature) X(top_p) X(min_p) X(typical_p) X(presence_penalty)       \
+        X(frequency_penalty) X(repetition_penalty) X(top_k) X(n_logprobs) X(min_tokens)            \
+            X(max_tokens) X(kv_ticket)
 #define SUBMIT_BOOLS(X) X(want_logprob) X(ignore_eos) X(no_prefix_cache) X(prefill_only)
 #define OUT_NUMBERS(X)  X(id) X(epoch) X(n_top) X(end) X(status) X(n_cached) X(ordinal)
 

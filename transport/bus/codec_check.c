@@ -98,6 +98,7 @@ static void check_load(struct check *c, const struct sl_msg_load *l)
     range(c, "load.waiting", l->waiting, 0, SEQS_MAX);
     range(c, "load.pages_total", l->pages_total, 0, PAGES_MAX);
     range(c, "load.pages_free", l->pages_free, 0, l->pages_total);
+    range(c, "load.step_expected_ms", l->step_expected_ms, 0, DEADLINE_MS_MAX);
 }
 
 static void check_hello(struct check *c, const struct sl_msg_hello *h)

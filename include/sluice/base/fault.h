@@ -28,8 +28,8 @@ enum sl_fault_point {
         SL_N_FAULTS
 };
 
-/* "NAME=PROBABILITY[@MS][+SKIP],...[,seed=N]": each pass through the point after the first SKIP
- * makes the fault happen with this probability. NULL or "" turns all off. Call before threads
+/* "NAME=PROBABILITY[@MS][+SKIP][xMOST],...[,seed=N]": each pass through the point after the first
+ * SKIP makes the fault happen with this probability, MOST times at most. NULL or "" turns all off. Call before threads
  * start. SL_USAGE names what is wrong. */
 enum sl_status sl_faults_set(const char *spec, struct sl_err *err);
 

@@ -27,8 +27,9 @@
  *
  * A worker gets at most max_seqs requests and a quarter of that in advance; the rest waits here, by
  * priority and then arrival, so that it is bound late to whichever worker is free first. A waiting
- * request that no registered worker could ever take fails with SL_PEER after SL_ROUTER_STRANDED_NS,
- * any request with SL_TIMEOUT at its deadline. */
+ * request that no registered worker could ever take waits for one until its deadline, or without a
+ * deadline fails with SL_PEER after SL_ROUTER_STRANDED_NS; any request fails with SL_TIMEOUT at its
+ * deadline. */
 #ifndef SLUICE_CONTROL_ROUTER_H
 #define SLUICE_CONTROL_ROUTER_H
 
@@ -74,8 +75,22 @@ struct sl_worker_load {
     uint64_t steps;
     uint64_t rows, busy_ns;   /* of all steps so far, and the time they took */
     uint64_t step_age_ns;     /* of the step in progress; 0: none */
+    uint64_t step_expected_ns; /* what that step should take; 0: unknown */
     uint64_t pending_tokens;  /* of prompts, not computed yet */
 };
+/* A step in progress took so long that the engine is taken for wedged: its streams move to workers
+ * that could take them, and it gets nothing new until it moves again. With reports and ticks every
+ * 100 and 50 ms that is noticed within a second where steps are short; on a slow machine steps may
+ * take long, hence the factor. Of a step whose length nobody can expect only progress_timeout_ns
+ * says so. */
+#define SL_STALL_MIN_NS 800000000ull
+#define SL_STALL_FACTOR 10
+static inline bool sl_is_stalled(uint64_t step_age_ns, uint64_t step_expected_ns)
+{
+    return step_expected_ns && step_age_ns > SL_STALL_MIN_NS &&
+           step_age_ns / SL_STALL_FACTOR > step_expected_ns;
+}
+
 struct sl_worker_desc {
     uint64_t key;               /* caller's identity of the link, unique */
     uint64_t class_hash;        /* streams continue only within one class */
@@ -122,6 +137,7 @@ struct sl_action {
 struct sl_router_stats {
     uint32_t workers, ready_workers, inflight, waiting;
     uint32_t ejected;             /* slow workers left out or probed */
+    uint32_t stalled;             /* workers whose engine does not move */
     uint64_t n_routed, n_retried, n_failed, n_fenced, n_repeated, n_gaps;
     uint64_t n_moved;             /* of n_retried those that are moves */
     uint64_t n_retries_denied;    /* by the budget */

@@ -86,6 +86,7 @@ struct sl_engine_out {
 struct sl_engine_stats {
     struct sl_sched_stats sched;
     uint64_t last_progress_ns;    /* end of the last step, or now while idle */
+    uint64_t step_expected_ns;    /* how long the step in progress should take; 0: unknown */
     uint64_t n_op_calls;
     uint64_t step_ns_sum;
 };

@@ -45,6 +45,7 @@ struct sl_msg_load {
     uint64_t kv_pages_sent, kv_pages_received, kv_bytes_sent; /* by the bulk channel */
     uint64_t kv_bad;           /* rows and pages that came wrong */
     uint64_t kv_fallbacks;     /* requests whose pages did not all come: they were computed */
+    uint64_t step_expected_ms; /* how long the step in progress should take; 0: unknown */
     bool reforming; /* a rank was lost: requests wait until the group stands again */
 };
 struct sl_msg_hello {
