@@ -12,6 +12,7 @@
 #include <sluice/transport/bus.h>
 #include <stdio.h>
 #include <string.h>
+#include <sys/resource.h>
 #include <unistd.h>
 
 #define BIND_MAX        31
@@ -65,6 +66,16 @@ static const struct sl_option serve_table[] = {
         "workers", SL_OPT_INT, workers, "1", 1, 64, NULL, "N", "worker processes on this machine")};
 static const struct sl_option router_table[] = {NODE_OPTION_TABLE(ROW) CLUSTER_OPTION_TABLE(ROW)};
 
+/* Clients and peers are descriptors: as many as the system grants. */
+static void raise_descriptors(void)
+{
+    struct rlimit r;
+    if (getrlimit(RLIMIT_NOFILE, &r) || r.rlim_cur == r.rlim_max)
+        return;
+    r.rlim_cur = r.rlim_max;
+    setrlimit(RLIMIT_NOFILE, &r); /* without it the old limit holds */
+}
+
 static enum sl_status node_config(const struct serve_options *o, char *const *env,
                                   struct sl_node_config *cfg, struct sl_err *err)
 {
@@ -74,6 +85,7 @@ static enum sl_status node_config(const struct serve_options *o, char *const *en
     if (!o->tls_cert != !o->tls_key)
         return sl_fail_param(err, SL_USAGE, "ssl-keyfile",
                              "--ssl-certfile and --ssl-keyfile go together");
+    raise_descriptors();
     *cfg = (struct sl_node_config){.host = o->host,
                                    .port = (uint16_t)o->port,
                                    .tls_cert_file = o->tls_cert,

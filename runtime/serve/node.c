@@ -223,6 +223,11 @@ static void on_child(void *ctx)
     node_children_reap(ctx);
 }
 
+static void on_hup(void *ctx)
+{
+    sl_bus_reload_keys(((struct node *)ctx)->bus);
+}
+
 static void drain_tick(struct node *n, uint64_t now)
 {
     if (!n->draining || n->stopping)
@@ -338,6 +343,8 @@ static enum sl_status open_watches(struct node *n, struct sl_err *err)
     n->on_term = sl_loop_on_signal(n->loop, SIGTERM, on_term, n);
     n->on_int = sl_loop_on_signal(n->loop, SIGINT, on_term, n);
     n->on_chld = sl_loop_on_signal(n->loop, SIGCHLD, on_child, n);
+    if (n->cfg->curve_dir && !(n->on_hup = sl_loop_on_signal(n->loop, SIGHUP, on_hup, n)))
+        return sl_fail(err, SL_NO_MEMORY, "no memory or descriptors for the event loop");
     if (!n->bus_watch || !n->tick || !n->on_term || !n->on_int || !n->on_chld)
         return sl_fail(err, SL_NO_MEMORY, "no memory or descriptors for the event loop");
     sl_loop_on_idle(n->loop, on_idle, n);
@@ -396,8 +403,8 @@ static void close_parts(struct node *n)
         sl_loop_unwatch(n->bus_watch);
     if (n->tick)
         sl_timer_free(n->tick);
-    struct sl_signal *signals[] = {n->on_term, n->on_int, n->on_chld};
-    for (size_t i = 0; i < 3; i++)
+    struct sl_signal *signals[] = {n->on_term, n->on_int, n->on_chld, n->on_hup};
+    for (size_t i = 0; i < sizeof signals / sizeof *signals; i++)
         if (signals[i])
             sl_signal_free(signals[i]);
     node_bus_close(n);

@@ -90,6 +90,7 @@ struct node {
     struct sl_watch *bus_watch;
     struct sl_timer *tick;
     struct sl_signal *on_term, *on_int, *on_chld;
+    struct sl_signal *on_hup; /* with keys only */
     struct sl_buf ipc; /* the local endpoint */
 
     struct sl_members *members; /* decides; `peers` is what there is to show of each */
@@ -156,6 +157,10 @@ void gen_send(struct node *n, struct stream *s, const struct sl_action *a);
 void gen_fail(struct gen *g, const struct sl_err *err);
 void gen_free_dead(struct node *n);
 void gen_fail_all(struct node *n, const struct sl_err *err);
+
+/* bus_metrics.c */
+void bus_metrics_open(void);
+void bus_metrics_set(const struct sl_bus *bus);
 
 /* node_metrics.c */
 void metrics_open(void);

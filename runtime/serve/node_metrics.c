@@ -26,7 +26,6 @@ GAUGE(retried, "sluice_router_retries_total", "Requests moved to another worker"
 GAUGE(fenced, "sluice_router_fenced_total",
       "Outputs of an old epoch or a lost worker that were refused");
 GAUGE(prefills, "sluice_router_prefills_total", "Prompts given to a worker beside the owner");
-GAUGE(bus_bad, "sluice_zmq_malformed_total", "Bus messages that were refused");
 
 /* Sums over the workers, by field of their reports. */
 static struct {
@@ -70,9 +69,10 @@ void metrics_open(void)
     struct sl_metric *all[] = {
         &prompt_tokens, &generation_tokens, &cached_tokens, &running,    &waiting, &kv_usage,
         &preemptions,   &prefix_queries,    &prefix_hits,   &workers_up, &routed,  &retried,
-        &fenced,        &prefills,          &bus_bad,       &ttft,       &itl,     &e2e};
+        &fenced,        &prefills,          &ttft,          &itl,        &e2e};
     preemptions.kind = prefix_queries.kind = prefix_hits.kind = SL_COUNTER;
-    prefills.kind = routed.kind = retried.kind = fenced.kind = bus_bad.kind = SL_COUNTER;
+    prefills.kind = routed.kind = retried.kind = fenced.kind = SL_COUNTER;
+    bus_metrics_open();
     ttft.bounds = sl_buckets_ttft, ttft.n_bounds = sl_n_buckets_ttft;
     itl.bounds = sl_buckets_itl, itl.n_bounds = sl_n_buckets_itl;
     e2e.bounds = sl_buckets_e2e, e2e.n_bounds = sl_n_buckets_e2e;
@@ -131,10 +131,8 @@ static void refresh_transfers(struct node *n)
 void node_refresh_metrics(struct node *n)
 {
     struct sl_router_stats r;
-    struct sl_bus_stats b;
     uint64_t run = 0, wait = 0, total = 0, free_pages = 0, preempted = 0, queries = 0, hits = 0;
     sl_router_stats(n->router, &r);
-    sl_bus_stats(n->bus, &b);
     for (struct sl_list *l = n->peers.next; l != &n->peers; l = l->next) {
         const struct sl_msg_load *w = &SL_ENTRY(l, struct peer, link)->load;
         run += w->running;
@@ -156,6 +154,6 @@ void node_refresh_metrics(struct node *n)
     sl_metric_set(&retried, (double)r.n_retried);
     sl_metric_set(&fenced, (double)(r.n_fenced + n->n_stale_outs));
     sl_metric_set(&prefills, (double)r.n_prefills);
-    sl_metric_set(&bus_bad, (double)b.n_malformed);
+    bus_metrics_set(n->bus);
     refresh_transfers(n);
 }

@@ -51,6 +51,8 @@ static enum sl_status watch_signals(struct worker *w, struct sl_err *err)
     sigaction(SIGTERM, &act, NULL);
     if (!w->cfg->supervisor_pid)
         sigaction(SIGINT, &act, NULL);
+    if (w->cfg->curve_dir)
+        sigaction(SIGHUP, &act, NULL);
     return SL_OK;
 }
 
@@ -61,6 +63,8 @@ static void unwatch_signals(struct worker *w)
     signal(SIGTERM, SIG_DFL);
     if (!w->cfg->supervisor_pid)
         signal(SIGINT, SIG_DFL);
+    if (w->cfg->curve_dir)
+        signal(SIGHUP, SIG_DFL);
     close(note_fd);
     close(w->signal_fd);
     note_fd = w->signal_fd = -1;
@@ -91,7 +95,10 @@ static void read_signals(struct worker *w)
 {
     struct signal_note note;
     while (read(w->signal_fd, &note, sizeof note) == (ssize_t)sizeof note)
-        on_term(w, note.sender);
+        if (note.signum == SIGHUP)
+            sl_bus_reload_keys(w->bus);
+        else
+            on_term(w, note.sender);
 }
 
 /* ---- stopping ---- */

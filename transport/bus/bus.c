@@ -525,6 +525,7 @@ static uint64_t link_of(struct sl_bus *b, struct parcel *parcel, uint32_t socket
         return 0;
     }
     p = peer_of(b, &from);
+    bus_socket_heard(&b->sockets[socket], from.fd);
     if (p)
         return p->link;
     b->stats.n_refused++;

@@ -35,6 +35,7 @@
 #define TTL_UNIT_MS        100 /* the library keeps the TTL in tenths of a second */
 #define ROUTING_ID_BYTES   16
 #define LINGER_AT_CLOSE_MS 100
+#define SPOKE_FDS          65536 /* descriptors followed */
 
 struct int_option {
     const char *name;
@@ -279,6 +280,8 @@ enum sl_status bus_open_router(void *ctx, const struct sl_bus_config *cfg,
     if (!s->zmq)
         return sl_fail(err, SL_FAILED, "bus: no socket: %s", zmq_strerror(errno));
     s->curve = keys != NULL;
+    if (keys && !(s->spoke = calloc(SPOKE_FDS / 8, 1)))
+        return sl_fail(err, SL_NO_MEMORY, "bus: no memory for a table of connections");
     enum sl_status status = set_options(s->zmq, cfg, s->curve, err);
     if (status == SL_OK && keys)
         status = curve_arm_server(keys->ring, s->zmq, keys->peers, err);
@@ -339,6 +342,7 @@ void bus_socket_close(struct bus_socket *s)
         zmq_setsockopt(s->zmq, ZMQ_LINGER, &linger, sizeof linger);
         zmq_close(s->zmq);
     }
+    free(s->spoke);
     memset(s, 0, sizeof *s);
 }
 
@@ -387,12 +391,32 @@ static bool read_event(void *monitor, uint16_t *event, uint32_t *value, char add
     return true;
 }
 
+/* Which connections of a router became a link: the events of a handshake do not name theirs. */
+static void mark(struct bus_socket *s, int fd, bool spoke)
+{
+    if (!s->spoke || fd < 0 || fd >= SPOKE_FDS)
+        return;
+    uint8_t bit = (uint8_t)(1u << fd % 8);
+    s->spoke[fd / 8] = (uint8_t)(spoke ? s->spoke[fd / 8] | bit : s->spoke[fd / 8] & ~bit);
+}
+
+static bool has_spoken(const struct bus_socket *s, int fd)
+{
+    return s->spoke && fd >= 0 && fd < SPOKE_FDS && (s->spoke[fd / 8] >> fd % 8 & 1);
+}
+
+void bus_socket_heard(struct bus_socket *s, int fd)
+{
+    mark(s, fd, true);
+}
+
 static void count_event(struct bus_socket *s, uint16_t event, uint32_t value, const char *address)
 {
     struct bus_events *e = &s->events;
     switch (event) {
     case ZMQ_EVENT_ACCEPTED:
         e->n_accepted++;
+        mark(s, (int)value, false);
         if (e->n_accepted - e->n_closed > SL_LIMIT_bus_connections) {
             e->n_cut++;
             bus_cut((int)value, address);
@@ -405,14 +429,10 @@ static void count_event(struct bus_socket *s, uint16_t event, uint32_t value, co
         if (value == ZMQ_PROTOCOL_ERROR_ZMTP_CRYPTOGRAPHIC ||
             value == ZMQ_PROTOCOL_ERROR_ZMTP_INVALID_SEQUENCE)
             e->n_broken++;
-        e->n_handshakes_failed++;
-        break;
-    case ZMQ_EVENT_HANDSHAKE_FAILED_NO_DETAIL:
-    case ZMQ_EVENT_HANDSHAKE_FAILED_AUTH:
-        e->n_handshakes_failed++;
         break;
     case ZMQ_EVENT_DISCONNECTED:
         e->n_closed++;
+        e->n_handshakes_failed += s->endpoint ? !s->connected : !has_spoken(s, (int)value);
         break;
     default:
         break;
@@ -426,7 +446,8 @@ static void plan_rekey(struct bus_socket *s)
     for (uint32_t i = 0; i < s->n_failed && wait_ms < RECONNECT_MAX_MS; i++)
         wait_ms *= 2;
     if (s->connected)
-        return; /* the library connects again by itself */
+        return;                          /* the library connects again by itself */
+    zmq_disconnect(s->zmq, s->endpoint); /* here it must not: the same key would fail again */
     s->n_failed++;
     s->next_key = true;
     s->rekey_at_ns = sl_now_ns() + wait_ms * SL_MS_NS;

@@ -10,7 +10,7 @@
 struct bus_events {
     uint64_t n_accepted, n_closed; /* connections, each counted once in both */
     uint64_t n_handshakes;         /* completed */
-    uint64_t n_handshakes_failed;  /* wrong key, garbage, silence; broken frames */
+    uint64_t n_handshakes_failed;  /* connections that ended before they became a link */
     uint64_t n_broken;             /* frames altered or replayed under CURVE: connection closed */
     uint64_t n_cut;                /* connections over the limit */
 };
@@ -27,6 +27,7 @@ struct bus_socket {
     uint32_t version;          /* agreed on for that link; 0: nothing yet */
     uint32_t hello_version;    /* to offer; 0: our highest */
     struct bus_events events;
+    uint8_t *spoke; /* routers under CURVE: a bit per descriptor that a message came from */
 
     /* Workers under CURVE: which of the allowed routers' keys is tried now. */
     uint32_t key_index;
@@ -67,6 +68,8 @@ void bus_socket_close(struct bus_socket *s);
 
 /* Takes all waiting connection events. */
 void bus_socket_read_monitor(struct bus_socket *s);
+/* A message came through this connection. */
+void bus_socket_heard(struct bus_socket *s, int fd);
 /* Ends the connection behind a descriptor that ZeroMQ named, if it still is one of `endpoint` (as
  * bound): the number may have passed to another file meanwhile. */
 void bus_cut(int fd, const char *endpoint);
