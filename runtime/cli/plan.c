@@ -2,13 +2,13 @@
 #include "cli.h"
 #include "engine_options.h"
 
+#include <sluice/base/machine.h>
 #include <sluice/engine/engine.h>
 #include <sluice/files/gguf.h>
 
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <unistd.h>
 
 #define MIB (1024.0 * 1024.0)
 
@@ -27,20 +27,6 @@ static const struct sl_option table[] = {{.name = "json",
 struct machine {
     uint64_t memory_bytes, available_bytes;
 };
-
-/* A line of /proc/meminfo in bytes; 0 when it is not there. */
-static uint64_t meminfo(const char *name)
-{
-    char line[256];
-    uint64_t kib = 0;
-    FILE *f = fopen("/proc/meminfo", "re");
-    while (f && !kib && fgets(line, sizeof line, f))
-        if (!strncmp(line, name, strlen(name)) && line[strlen(name)] == ':')
-            kib = strtoull(line + strlen(name) + 1, NULL, 10);
-    if (f)
-        fclose(f);
-    return kib * 1024;
-}
 
 /* The mapped part of the file is one and the same for all processes of a machine. */
 static uint64_t total_bytes(const struct sl_engine_plan *p)
@@ -119,11 +105,12 @@ static enum sl_status plan(const struct plan_options *o, const char *operand, ch
                            struct sl_buf *out, struct sl_err *err)
 {
     struct sl_engine_plan *p = calloc(1, sizeof *p);
-    struct machine m = {meminfo("MemTotal"), meminfo("MemAvailable")};
+    struct machine m;
     struct sl_engine_config cfg;
     struct sl_buf path = {0};
     struct sl_gguf *g = NULL;
     enum sl_status s = p ? SL_OK : sl_fail(err, SL_NO_MEMORY, "no memory for a plan");
+    sl_machine_memory(&m.memory_bytes, &m.available_bytes);
     if (s || (s = engine_options_config(&o->engine, 1, &cfg, err)) ||
         (s = sl_store_find(operand, env, &path, err)) || (s = sl_gguf_open(path.data, &g, err)))
         goto out;

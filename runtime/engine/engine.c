@@ -109,16 +109,20 @@ static void name_parts(struct sl_engine *e, const struct sl_engine_config *cfg, 
 static enum sl_status open_model(struct sl_engine *e, const struct sl_engine_config *cfg,
                                  struct sl_err *err)
 {
-    struct sl_model_options o = {.shard = e->shard,
-                                 .max_batch_tokens = e->info.max_batch_tokens,
-                                 .max_positions = e->info.max_len,
-                                 .max_logit_rows = e->info.max_seqs,
-                                 .progress = cfg->progress,
-                                 .ctx = cfg->progress_ctx};
+    struct sl_model_options o = sl_engine_model_options(e);
+    o.progress = cfg->progress;
+    o.ctx = cfg->progress_ctx;
     return sl_model_open(cfg->gguf, e->backend, &o, &e->model, err);
 }
 
 /* Ranks fit together when all of this is equal. */
+static uint64_t config_hash(const struct sl_engine *e, const struct wire_limits *l)
+{
+    uint64_t hash =
+        sl_hash64(e->class_name, strlen(e->class_name), e->shard.tp * 65536u + e->shard.pp);
+    return sl_hash64(l, sizeof *l, hash);
+}
+
 static enum sl_status open_group(struct sl_engine *e, const struct sl_engine_config *cfg,
                                  struct sl_err *err)
 {
@@ -131,9 +135,47 @@ static enum sl_status open_group(struct sl_engine *e, const struct sl_engine_con
                             .page_size = i->page_size};
     if (e->shard.tp * e->shard.pp == 1)
         return SL_OK;
-    uint64_t hash =
-        sl_hash64(e->class_name, strlen(e->class_name), e->shard.tp * 65536u + e->shard.pp);
-    return sl_group_open(&cfg->place, &l, sl_hash64(&l, sizeof l, hash), &e->group, err);
+    enum sl_status s = sl_group_open(&cfg->place, &l, config_hash(e, &l), &e->group, err);
+    if (s)
+        return s;
+    e->gguf = cfg->gguf;
+    e->kv_dtype = cfg->kv_dtype;
+    e->group->state.kv_room_bytes = sl_engine_kv_room(e);
+    e->group->state.max_len = i->max_len;
+    return SL_OK;
+}
+
+enum sl_status sl_engine_reopen(struct sl_engine *e, uint32_t tp, uint32_t pp, struct sl_err *err)
+{
+    const struct sl_shard before = e->shard;
+    struct sl_model *model = NULL;
+    struct sl_kv kv = {0};
+    e->shard = sl_shard_of_rank(0, tp, pp);
+    enum sl_status s = sl_engine_has_room(e, err);
+    struct sl_model_options o = sl_engine_model_options(e);
+    if (!s)
+        s = sl_model_open(e->gguf, e->backend, &o, &model, err);
+    if (!s) {
+        struct sl_kv_config k = sl_model_kv_config(sl_model_config(model), &e->shard,
+                                                   e->info.page_size, e->info.n_pages, e->kv_dtype);
+        s = e->backend->ops->kv_open(e->backend, &k, &kv, err);
+    }
+    if (s) {
+        if (model)
+            sl_model_close(model);
+        e->shard = before;
+        return s;
+    }
+    sl_model_close(e->model);
+    e->backend->ops->kv_close(e->backend, &e->kv);
+    e->model = model;
+    e->kv = kv;
+    pthread_mutex_lock(&e->stats_lock);
+    e->info.weight_bytes = sl_model_weight_bytes(model);
+    e->info.kv_bytes = kv.bytes;
+    pthread_mutex_unlock(&e->stats_lock);
+    sl_group_resize(e->group, tp, pp, sl_engine_kv_room(e), config_hash(e, &e->group->limits));
+    return SL_OK;
 }
 
 static bool is_follower(const struct sl_engine *e)
@@ -260,9 +302,11 @@ void sl_engine_close(struct sl_engine *e)
     free(e);
 }
 
-void sl_engine_info(const struct sl_engine *e, struct sl_engine_info *out)
+void sl_engine_info(struct sl_engine *e, struct sl_engine_info *out)
 {
+    pthread_mutex_lock(&e->stats_lock);
     *out = e->info;
+    pthread_mutex_unlock(&e->stats_lock);
 }
 
 static enum sl_status send_command(struct sl_engine *e, enum cmd_kind kind, uint64_t id,
@@ -386,6 +430,11 @@ void sl_engine_group(struct sl_engine *e, struct sl_engine_group *out)
 void sl_engine_regroup(struct sl_engine *e)
 {
     send_command(e, CMD_REGROUP, 0, NULL);
+}
+
+void sl_engine_shrink(struct sl_engine *e, uint32_t tp, uint32_t pp)
+{
+    send_command(e, CMD_SHRINK, (uint64_t)tp << 32 | pp, NULL);
 }
 
 uint32_t sl_engine_ranks(struct sl_engine *e, struct sl_engine_rank *out)

@@ -31,13 +31,14 @@ enum cmd_kind {
     CMD_CANCEL,
     CMD_PREEMPT,
     CMD_REGROUP,
+    CMD_SHRINK,
     CMD_EXPORT_CLOSE,
     CMD_IMPORT_OPEN,
     CMD_IMPORT_CLOSE
 };
 struct cmd {
     enum cmd_kind kind;
-    uint64_t id;
+    uint64_t id; /* SHRINK: tp << 32 | pp */
     struct job *job;
     void *transfer; /* struct sl_export or sl_import */
 };
@@ -61,6 +62,8 @@ struct sl_engine {
 
     struct group *group; /* NULL: an engine of its own */
     struct sl_shard shard;
+    const struct sl_gguf *gguf; /* of a group: it may be opened again */
+    enum sl_dtype kv_dtype;
 
     struct sl_backend *backend;
     struct sl_model *model;
@@ -96,7 +99,12 @@ struct sl_engine {
     struct sl_engine_stats stats; /* published by the engine thread after each step */
 };
 
-/* size.c: fills shard and info and opens the backend, nothing else. */
+/* size.c */
+struct sl_model_options sl_engine_model_options(const struct sl_engine *e);
+uint64_t sl_engine_kv_room(const struct sl_engine *e);
+/* Whether rank 0 of e->shard would find memory in place of what it has now. */
+enum sl_status sl_engine_has_room(const struct sl_engine *e, struct sl_err *err);
+/* Fills shard and info and opens the backend, nothing else. */
 enum sl_status sl_engine_size(struct sl_engine *e, const struct sl_engine_config *cfg,
                               struct sl_model_config *m, struct sl_err *err);
 /* size.c and engine.c: also what an audit opens. The class is what must be equal for two workers to
@@ -112,6 +120,10 @@ void sl_engine_tell(struct sl_engine *e, enum cmd_kind kind, void *transfer);
 /* export.c: a row of the KV cache. */
 void *sl_engine_kv_row(const struct sl_engine *e, uint32_t page, uint32_t layer);
 
+/* engine.c: opens model and KV cache once more, for rank 0 of tp x pp; the old ones stay on
+ * failure. */
+enum sl_status sl_engine_reopen(struct sl_engine *e, uint32_t tp, uint32_t pp, struct sl_err *err);
+
 /* engine_loop.c */
 void *sl_engine_thread(void *arg);
 enum sl_status sl_engine_forward(struct sl_engine *e, const struct sl_plan *plan,
@@ -124,9 +136,10 @@ void *sl_follower_thread(void *arg);
 enum sl_status sl_lead_plan(struct sl_engine *e, const struct sl_plan *plan, struct sl_err *err);
 void sl_lead_lost(struct sl_engine *e, const struct sl_err *why); /* no step is in flight after */
 void sl_lead_idle(struct sl_engine *e);                           /* now and then without a step */
-void sl_lead_regroup(struct sl_engine *e);                        /* a rank is gone */
-bool sl_lead_ready(struct sl_engine *e); /* the group is up, or was brought up now */
-void sl_lead_leave(struct sl_engine *e); /* says goodbye */
+void sl_lead_shrink(struct sl_engine *e, uint32_t tp, uint32_t pp);
+void sl_lead_regroup(struct sl_engine *e); /* a rank is gone */
+bool sl_lead_ready(struct sl_engine *e);   /* the group is up, or was brought up now */
+void sl_lead_leave(struct sl_engine *e);   /* says goodbye */
 
 /* job.c: a copy of the request with everything it points to; NULL when out of memory. */
 struct job *sl_job_new(const struct sl_engine_request *r);

@@ -91,6 +91,8 @@ static void command(struct sl_engine *e, struct cmd *c)
         sl_sched_force_preempt(e->sched, c->id);
     if (c->kind == CMD_REGROUP && e->group)
         sl_lead_regroup(e);
+    if (c->kind == CMD_SHRINK && e->group)
+        sl_lead_shrink(e, (uint32_t)(c->id >> 32), (uint32_t)c->id);
     if (c->kind == CMD_SUBMIT) {
         struct sl_sched_request q = c->job->req.seq;
         q.user = c->job;

@@ -82,7 +82,7 @@ static uint64_t bytes_of(const struct sl_comm *c)
 
 uint64_t sl_group_comm_bytes(const struct group *g)
 {
-    return g->comm_bytes_before + bytes_of(g->comm) + bytes_of(g->stage);
+    return g->comm_bytes_before + bytes_of(g->comm); /* the stage counts there, too */
 }
 
 static void close_comms(struct group *g)
@@ -175,6 +175,21 @@ void sl_group_lost(struct group *g, const struct sl_err *why)
         sl_comm_abort(g->comm);
     close_comms(g);
     set_state(g, SL_GROUP_FORMING, blamed, why);
+}
+
+void sl_group_resize(struct group *g, uint32_t tp, uint32_t pp, uint64_t kv_room, uint64_t hash)
+{
+    close_comms(g);
+    pthread_mutex_lock(&g->lock);
+    g->tp = g->state.tp = tp;
+    g->pp = g->state.pp = pp;
+    g->n_ranks = g->state.n_ranks = tp * pp;
+    g->state.kv_room_bytes = kv_room;
+    g->config_hash = hash;
+    memset(g->ranks, 0, sizeof g->ranks);
+    for (uint32_t i = 0; i < g->n_ranks; i++)
+        g->ranks[i].rank = i;
+    pthread_mutex_unlock(&g->lock);
 }
 
 void sl_group_end(struct group *g, enum sl_status status, const struct sl_err *why)

@@ -13,6 +13,8 @@
 #include <sluice/transport/comm.h>
 #include <stdatomic.h>
 
+_Static_assert(SL_LIMIT_ranks == SL_COMM_RANKS_MAX, "one limit");
+
 struct group {
     uint32_t rank, n_ranks, tp, pp;
     char *rendezvous, *host, *curve_dir;
@@ -45,6 +47,8 @@ void sl_group_close(struct group *g);
 enum sl_status sl_group_join(struct group *g, uint32_t wait_ms, struct sl_err *err);
 /* Leaves the collective after a failure: forming from now on. */
 void sl_group_lost(struct group *g, const struct sl_err *why);
+/* Rank 0, while forming: fewer ranks than before. */
+void sl_group_resize(struct group *g, uint32_t tp, uint32_t pp, uint64_t kv_room, uint64_t hash);
 void sl_group_end(struct group *g, enum sl_status status, const struct sl_err *why);
 /* From any thread: whatever waits in the communicator fails. */
 void sl_group_break(struct group *g);

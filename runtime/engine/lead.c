@@ -122,6 +122,19 @@ void sl_lead_regroup(struct sl_engine *e)
         }
 }
 
+void sl_lead_shrink(struct sl_engine *e, uint32_t tp, uint32_t pp)
+{
+    struct sl_err err;
+    struct group *g = e->group;
+    uint32_t was_tp = g->tp, was_pp = g->pp;
+    if (g->comm || tp * pp >= g->n_ranks)
+        return; /* it came together meanwhile */
+    if (sl_engine_reopen(e, tp, pp, &err))
+        sl_log(SL_LOG_ERROR, "no smaller group: %s", err.msg);
+    else
+        sl_log(SL_LOG_WARN, "group shrinks from %u x %u to %u x %u ranks", was_tp, was_pp, tp, pp);
+}
+
 void sl_lead_idle(struct sl_engine *e)
 {
     struct sl_err err;

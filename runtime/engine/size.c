@@ -1,6 +1,7 @@
 /* How large an engine becomes: limits from options, model and memory, before anything is loaded. */
 #include "engine.h"
 
+#include <sluice/base/machine.h>
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
@@ -115,17 +116,43 @@ enum sl_status sl_engine_size(struct sl_engine *e, const struct sl_engine_config
     return plan_pages(e, cfg, m, err);
 }
 
+struct sl_model_options sl_engine_model_options(const struct sl_engine *e)
+{
+    return (struct sl_model_options){.shard = e->shard,
+                                     .max_batch_tokens = e->info.max_batch_tokens,
+                                     .max_positions = e->info.max_len,
+                                     .max_logit_rows = e->info.max_seqs};
+}
+
+uint64_t sl_engine_kv_room(const struct sl_engine *e)
+{
+    return page_bytes_max(e, sl_model_config(e->model), e->kv_dtype) * e->info.n_pages;
+}
+
+/* The KV cache is not counted: it takes memory as it fills, and had it before. */
+enum sl_status sl_engine_has_room(const struct sl_engine *e, struct sl_err *err)
+{
+    uint64_t total, available;
+    struct sl_model_plan p;
+    struct sl_model_options o = sl_engine_model_options(e);
+    enum sl_status s = sl_model_plan(e->gguf, e->backend, &o, e->kv_dtype, &p, err);
+    sl_machine_memory(&total, &available);
+    if (s || !available || p.weight_bytes + p.scratch_bytes <= available)
+        return s;
+    return sl_fail(err, SL_NO_MEMORY, "engine: a shard of %llu bytes, %llu bytes are free",
+                   (unsigned long long)(p.weight_bytes + p.scratch_bytes),
+                   (unsigned long long)available);
+}
+
 /* ---- the plan of all ranks ---- */
 
 static enum sl_status plan_rank(const struct sl_engine *e, const struct sl_engine_config *cfg,
                                 uint32_t rank, struct sl_engine_plan_rank *out, struct sl_err *err)
 {
     const struct sl_engine_info *i = &e->info;
-    struct sl_model_options o = {.shard = sl_shard_of_rank(rank, e->shard.tp, e->shard.pp),
-                                 .max_batch_tokens = i->max_batch_tokens,
-                                 .max_positions = i->max_len,
-                                 .max_logit_rows = i->max_seqs};
+    struct sl_model_options o = sl_engine_model_options(e);
     struct sl_model_plan p;
+    o.shard = sl_shard_of_rank(rank, e->shard.tp, e->shard.pp);
     enum sl_status s = sl_model_plan(cfg->gguf, e->backend, &o, cfg->kv_dtype, &p, err);
     if (s)
         return s;

@@ -7,6 +7,8 @@
 
 void node_ranks_keep(struct peer *p, const struct sl_msg_ranks *m)
 {
+    p->hello.tp = m->tp;
+    p->hello.pp = m->pp;
     if (m->n_ranks != p->n_ranks) {
         struct peer_rank *r = calloc(m->n_ranks + 1u, sizeof *r);
         if (!r)
@@ -71,11 +73,13 @@ static void print_rank(const struct peer *p, const struct sl_msg_rank *r, struct
 void node_ranks_print(const struct peer *p, struct sl_buf *out)
 {
     const struct sl_msg_hello *h = &p->hello;
-    struct sl_msg_rank self = {.rank = h->rank, .pid = h->pid, .threads = h->threads};
-    if (p->n_ranks)
+    struct sl_msg_rank self = {.rank = h->rank,
+                               .pid = h->pid,
+                               .threads = h->threads,
+                               .weight_bytes = h->weight_bytes,
+                               .isa = h->isa};
+    if (p->n_ranks && p->ranks[0].figures.pid == h->pid)
         self = p->ranks[0].figures;
-    self.weight_bytes = h->weight_bytes;
-    self.isa = h->isa;
     self.steps = p->load.steps; /* newer */
     self.op_calls = p->load.op_calls;
     print_rank(p, &self, out);

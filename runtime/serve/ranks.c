@@ -25,9 +25,10 @@
 #define ARGS_MAX         96
 #define RESTART_FIRST_MS 20
 #define RESTART_MAX_MS   2000
-#define FAILURES_MAX     5    /* in a row without a group: it makes no sense */
-#define REJOIN_MS        2500 /* members of a lost group that live are back within it */
-#define CLOSE_MS         1000 /* after SIGTERM */
+#define FAILURES_MAX     5     /* in a row without a group: it makes no sense */
+#define REJOIN_MS        2500  /* members of a lost group that live are back within it */
+#define CLOSE_MS         1000  /* after SIGTERM */
+#define SHRINK_MS        10000 /* for the engine to open a larger shard */
 
 struct follower {
     pid_t pid; /* 0: not running */
@@ -39,6 +40,10 @@ struct sl_ranks {
     struct sl_ranks_config cfg;
     struct sl_buf rendezvous;
     bool own_folder;
+    uint32_t n_ranks;       /* as they are now */
+    bool shrunk, shrinking; /* fewer than at first; the engine was asked for it */
+    uint64_t shrink_ns;
+    char extra[4][24]; /* values of what a smaller group adds to the arguments */
     uint64_t n_formed;
     struct follower of[SL_LIMIT_ranks]; /* by rank; 0 is not used */
 };
@@ -47,13 +52,19 @@ struct sl_ranks {
 
 static enum sl_status start(struct sl_ranks *r, uint32_t rank, struct sl_err *err)
 {
-    const char *argv[ARGS_MAX + 8];
+    static const char *const names[] = {"--tensor-parallel-size", "--pipeline-parallel-size",
+                                        "--kv-cache-memory-bytes", "--max-model-len"};
+    const char *argv[ARGS_MAX + 16];
     char number[16], parent[16];
     uint32_t k = 0;
     if (r->cfg.n_argv > ARGS_MAX)
         return sl_fail(err, SL_USAGE, "a worker takes at most %d arguments", ARGS_MAX);
     for (; k < r->cfg.n_argv; k++)
         argv[k] = r->cfg.argv[k];
+    for (size_t i = 0; r->shrunk && i < sizeof names / sizeof *names; i++) {
+        argv[k++] = names[i]; /* what is said last counts */
+        argv[k++] = r->extra[i];
+    }
     snprintf(number, sizeof number, "%u", rank);
     snprintf(parent, sizeof parent, "%ld", (long)getpid());
     argv[k++] = "--rank";
@@ -100,7 +111,7 @@ static enum sl_status ended(struct sl_ranks *r, uint32_t rank, int wstatus, uint
 static enum sl_status reap(struct sl_ranks *r, uint64_t now, bool *some, struct sl_err *err)
 {
     enum sl_status s = SL_OK;
-    for (uint32_t i = 1; i < r->cfg.n_ranks && !s; i++) {
+    for (uint32_t i = 1; i < r->n_ranks && !s; i++) {
         int wstatus;
         if (!r->of[i].pid || waitpid(r->of[i].pid, &wstatus, WNOHANG) != r->of[i].pid)
             continue;
@@ -126,11 +137,50 @@ static void end_hung(struct sl_ranks *r, const struct sl_engine_group *g, uint64
 {
     if (g->state != SL_GROUP_FORMING || !g->n_formed)
         return;
-    if (g->blamed && g->blamed < r->cfg.n_ranks)
+    if (g->blamed && g->blamed < r->n_ranks)
         end_member(r, g->blamed, g, "made no progress");
     if (now > g->since_ns && now - g->since_ns > REJOIN_MS * SL_MS_NS)
-        for (uint32_t i = 1; i < r->cfg.n_ranks; i++)
+        for (uint32_t i = 1; i < r->n_ranks; i++)
             end_member(r, i, g, "did not come back");
+}
+
+/* The next smaller group: one rank less, then none but rank 0. */
+static void ask_for_fewer(struct sl_ranks *r, struct sl_engine *e, const struct sl_engine_group *g)
+{
+    uint32_t tp = g->tp > 1 ? g->tp - 1 : 1, pp = g->tp > 1 ? g->pp : g->pp - 1;
+    if (r->shrunk)
+        tp = pp = 1;
+    for (uint32_t i = 1; i < r->n_ranks; i++)
+        if (r->of[i].pid)
+            kill(r->of[i].pid, SIGKILL);
+    r->shrinking = true;
+    r->shrink_ns = sl_now_ns();
+    sl_engine_shrink(e, tp, pp);
+}
+
+/* Followers of the old layout are gone before those of the new one start. */
+static enum sl_status shrink(struct sl_ranks *r, const struct sl_engine_group *g, uint64_t now,
+                             struct sl_err *err)
+{
+    bool some = false;
+    for (uint32_t i = 1; i < r->n_ranks; i++)
+        if (r->of[i].pid && waitpid(r->of[i].pid, NULL, WNOHANG) == r->of[i].pid)
+            r->of[i].pid = 0;
+        else
+            some |= r->of[i].pid != 0;
+    if (g->n_ranks == r->n_ranks && now - r->shrink_ns > SHRINK_MS * SL_MS_NS)
+        return sl_fail(err, SL_PEER, "a rank does not come back, and fewer have no room");
+    if (some || g->n_ranks == r->n_ranks)
+        return SL_OK;
+    r->shrinking = false;
+    r->shrunk = true;
+    r->n_ranks = g->n_ranks;
+    memset(r->of, 0, sizeof r->of);
+    snprintf(r->extra[0], sizeof r->extra[0], "%u", g->tp);
+    snprintf(r->extra[1], sizeof r->extra[1], "%u", g->pp);
+    snprintf(r->extra[2], sizeof r->extra[2], "%llu", (unsigned long long)g->kv_room_bytes);
+    snprintf(r->extra[3], sizeof r->extra[3], "%u", g->max_len);
+    return SL_OK;
 }
 
 enum sl_status sl_ranks_tick(struct sl_ranks *r, struct sl_engine *e, uint64_t now_ns,
@@ -139,17 +189,23 @@ enum sl_status sl_ranks_tick(struct sl_ranks *r, struct sl_engine *e, uint64_t n
     struct sl_engine_group g;
     bool some = false;
     sl_engine_group(e, &g);
+    if (r->shrinking)
+        return shrink(r, &g, now_ns, err);
     if (g.n_formed != r->n_formed) {
         r->n_formed = g.n_formed;
-        for (uint32_t i = 1; i < r->cfg.n_ranks; i++)
+        for (uint32_t i = 1; i < r->n_ranks; i++)
             r->of[i].n_failures = 0;
     }
     enum sl_status s = reap(r, now_ns, &some, err);
+    if (s == SL_PEER && r->n_formed && r->n_ranks > 1) {
+        ask_for_fewer(r, e, &g);
+        return SL_OK;
+    }
     if (some)
         sl_engine_regroup(e);
     if (!some)
         end_hung(r, &g, now_ns);
-    for (uint32_t i = 1; i < r->cfg.n_ranks && !s; i++)
+    for (uint32_t i = 1; i < r->n_ranks && !s; i++)
         if (!r->of[i].pid && now_ns >= r->of[i].restart_ns)
             s = start(r, i, err);
     return s;
@@ -175,6 +231,7 @@ enum sl_status sl_ranks_open(const struct sl_ranks_config *cfg, struct sl_ranks 
     if (!r)
         return sl_fail(err, SL_NO_MEMORY, "no memory for %u ranks", cfg->n_ranks);
     r->cfg = *cfg;
+    r->n_ranks = cfg->n_ranks;
     enum sl_status s = name_rendezvous(r, err);
     for (uint32_t i = 1; i < cfg->n_ranks && !s; i++)
         s = start(r, i, err);
@@ -194,7 +251,7 @@ const char *sl_ranks_rendezvous(const struct sl_ranks *r)
 static bool signal_all(struct sl_ranks *r, int signum)
 {
     bool some = false;
-    for (uint32_t i = 1; i < r->cfg.n_ranks; i++) {
+    for (uint32_t i = 1; i < r->n_ranks; i++) {
         struct follower *f = &r->of[i];
         int wstatus;
         if (f->pid && waitpid(f->pid, &wstatus, WNOHANG) == f->pid)
@@ -221,7 +278,7 @@ void sl_ranks_close(struct sl_ranks *r)
     }
     if (some)
         signal_all(r, SIGKILL);
-    for (uint32_t i = 1; i < r->cfg.n_ranks; i++)
+    for (uint32_t i = 1; i < r->n_ranks; i++)
         while (r->of[i].pid && waitpid(r->of[i].pid, NULL, 0) < 0 && errno == EINTR)
             ;
     if (r->own_folder && r->rendezvous.len)

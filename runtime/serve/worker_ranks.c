@@ -64,8 +64,10 @@ void worker_ranks_say(struct worker *w, uint64_t now)
     if (now < w->next_ranks_ns)
         return;
     w->next_ranks_ns = now + RANKS_INTERVAL_MS * SL_MS_NS;
+    struct sl_engine_group g;
     uint32_t n = sl_engine_ranks(w->engine, r);
-    if (n < 2)
+    sl_engine_group(w->engine, &g);
+    if (w->cfg->engine.place.tp * w->cfg->engine.place.pp < 2)
         return;
     for (uint32_t i = 0; i < n; i++)
         out[i] = (struct sl_msg_rank){.rank = r[i].rank,
@@ -79,6 +81,8 @@ void worker_ranks_say(struct worker *w, uint64_t now)
                                       .isa = sl_str_of(r[i].isa)};
     m.ranks.ranks = out;
     m.ranks.n_ranks = n;
+    m.ranks.tp = g.tp;
+    m.ranks.pp = g.pp;
     send_to(w, &m);
 }
 

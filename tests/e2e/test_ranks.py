@@ -3,6 +3,7 @@ hangs is a pause and nothing else; ranks started one by one, as launchers do, fi
 import glob
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -126,22 +127,26 @@ class Ranks(unittest.TestCase):
             with self.subTest(tp=tp, pp=pp), Server(*layout(tp, pp), model=model) as s:
                 self.assertEqual(answers(s, 4, 16), want)
 
-    def hit(self, server, rank, signum, want, i):
-        """Signals a rank while a stream runs; the stream must not show it."""
-        hit, got = threading.Event(), []
-        b = body(i, 1200)
+    def streaming(self, server, b):
+        """A stream on a thread, once it has ten tokens: (thread, texts)."""
+        begun, got = threading.Event(), []
 
         def stream():
             for e in server.events("/v1/completions", b):
-                if e != "[DONE]" and e["choices"]:
+                if e != "[DONE]" and e.get("choices"):
                     got.append(e["choices"][0]["text"])
                     if len(got) == 10:
-                        hit.set()
+                        begun.set()
 
         t = threading.Thread(target=stream)
-        before = pids(server)
         t.start()
-        assert hit.wait(60 * SLOW)
+        self.assertTrue(begun.wait(60 * SLOW))
+        return t, got
+
+    def hit(self, server, rank, signum, want, i):
+        """Signals a rank while a stream runs; the stream must not show it."""
+        before = pids(server)
+        t, got = self.streaming(server, body(i, 1200))
         os.kill(before[rank], signum)
         t.join(120 * SLOW)
         self.assertFalse(t.is_alive())
@@ -181,18 +186,7 @@ class Ranks(unittest.TestCase):
         for workers in (2, 1):
             with Server(*layout(2, 1), "--workers", workers, "--threads", 1, model=self.model) as s:
                 wait_until("all ranks", lambda: len(s.workers()) == 2 * workers)
-                hit, got = threading.Event(), []
-
-                def stream():
-                    for e in s.events("/v1/completions", body(1, 1200)):
-                        if e != "[DONE]" and e.get("choices"):
-                            got.append(e["choices"][0]["text"])
-                            if len(got) == 10:
-                                hit.set()
-
-                t = threading.Thread(target=stream)
-                t.start()
-                self.assertTrue(hit.wait(60 * SLOW))
+                t, got = self.streaming(s, body(1, 1200))
                 before = [w["pid"] for w in s.workers()]
                 for w in s.workers():
                     if w["rank"] == 0 and w["running"]:
@@ -203,6 +197,42 @@ class Ranks(unittest.TestCase):
                 now = [w["pid"] for w in s.workers()]
                 wait_until("the old ones are gone", lambda: all(is_gone(p) for p in before if p not in now))
                 self.assertEqual(len(children(s.proc.pid)), 2 * workers)
+
+    def test_stopped_rank_0(self):
+        """It is taken for lost, and finds its ranks and its router again when it goes on."""
+        with Server(model=self.model) as s:
+            want = answer(s, body(2, 1200))[0]
+        with Server(*layout(2, 1), "--workers", 2, "--threads", 1, model=self.model) as s:
+            wait_until("all ranks", lambda: len(s.workers()) == 4)
+            t, got = self.streaming(s, body(2, 1200))
+            stopped = [w["pid"] for w in s.workers() if w["rank"] == 0 and w["running"]]
+            for pid in stopped:
+                os.kill(pid, signal.SIGSTOP)
+            t.join(120 * SLOW)
+            self.assertEqual("".join(got), want)
+            for pid in stopped:
+                os.kill(pid, signal.SIGCONT)
+            wait_until("all ranks again", lambda: len({w["pid"] for w in s.workers()}) == 4)
+            self.assertEqual(answers(s, 8), self.expected)
+
+    def test_fewer_ranks(self):
+        """A rank that cannot come back, since the model file is gone: rank 0 computes all of it alone."""
+        model = os.path.join(self.folder.name, "moved.gguf")
+        shutil.copy(self.model, model)
+        with Server(model=self.model) as s:
+            want = answer(s, body(3, 1200))[0]
+        with Server(*layout(3, 1), "--threads", 1, model=model) as s:
+            wait_until("all ranks", lambda: len(pids(s)) == 3)
+            before = pids(s)
+            t, got = self.streaming(s, body(3, 1200))
+            os.unlink(model)
+            os.kill(before[2], signal.SIGKILL)
+            t.join(120 * SLOW)
+            self.assertEqual("".join(got), want)
+            wait_until("a group of one", lambda: [(w["pid"], w["tp"], w["weight_bytes"]) for w in s.workers()]
+                       == [(before[0], 1, self.weights)])
+            self.assertEqual(answers(s, 8), self.expected)
+            self.assertEqual(len(children(s.proc.pid)), 1)
 
     def test_group_signal_drains(self):
         """A SIGTERM to the whole process group cuts no stream, and leaves nobody behind."""
@@ -248,6 +278,11 @@ class Ranks(unittest.TestCase):
                     everyone = [w["pid"] for w in s.workers()]
                     if not own:
                         self.assertEqual(sorted(everyone), sorted(p.pid for p in procs))
+                        procs[1].kill()  # rank 1 waits for another rank 0
+                        procs[1].wait()
+                        procs[1] = subprocess.Popen(args, env=dict(env, RANK="0"), stderr=subprocess.DEVNULL)
+                        wait_until("a new rank 0", lambda: pids(s) == {0: procs[1].pid, 1: procs[0].pid})
+                        self.assertEqual(answers(s, 8), self.expected)
                     for p in procs:
                         p.send_signal(signal.SIGTERM)
                     self.assertEqual([p.wait(60 * SLOW) for p in procs], [0] * len(procs))

@@ -367,6 +367,43 @@ static void a_lost_rank_is_only_a_pause(void **state)
     close_rig(&r);
 }
 
+/* Ranks that do not come back: the rest goes on with larger shards, then rank 0 alone. */
+static void fewer_ranks_go_on(void **state)
+{
+    (void)state;
+    struct answer a[N_REQUESTS];
+    struct rig r;
+    struct sl_engine_config cfg = config();
+    open_rig(&r, 3, 1, &cfg);
+    submit_all(r.e[0], a);
+    uint32_t n = collect(r.e[0], a, N_REQUESTS, 30);
+    for (uint32_t i = 1; i < 3; i++)
+        sl_engine_close(r.e[i]);
+    r.e[1] = r.e[2] = NULL;
+    wait_state(r.e[0], SL_GROUP_FORMING, 1);
+    sl_engine_shrink(r.e[0], 2, 1);
+    struct sl_engine_group g = wait_state(r.e[0], SL_GROUP_FORMING, 1);
+    while (g.tp != 2)
+        g = wait_state(r.e[0], SL_GROUP_FORMING, 1);
+    r.tp = 2;
+    r.cfg.kv_bytes = g.kv_room_bytes; /* what its supervisor would tell it */
+    r.cfg.max_len = g.max_len;
+    open_rank(&r, 1);
+    n += collect(r.e[0], a, N_REQUESTS - n, 60);
+    assert_true(n < N_REQUESTS);
+    sl_engine_close(r.e[1]);
+    r.e[1] = NULL;
+    wait_state(r.e[0], SL_GROUP_FORMING, 2);
+    sl_engine_shrink(r.e[0], 1, 1);
+    collect(r.e[0], a, N_REQUESTS - n, UINT32_MAX);
+    expect_same(a, "with fewer ranks");
+    expect_idle(r.e[0]);
+    g = wait_state(r.e[0], SL_GROUP_UP, 3);
+    assert_int_equal(g.n_ranks, 1);
+    r.tp = 1;
+    close_rig(&r);
+}
+
 /* Requests that come while nobody is there wait. */
 static void a_group_forms_late(void **state)
 {
@@ -485,6 +522,7 @@ int main(void)
         cmocka_unit_test(preemption_does_not_matter),
         cmocka_unit_test(cancels_free_pages),
         cmocka_unit_test(a_lost_rank_is_only_a_pause),
+        cmocka_unit_test(fewer_ranks_go_on),
         cmocka_unit_test(a_group_forms_late),
         cmocka_unit_test(figures_of_the_ranks),
         cmocka_unit_test(unequal_ranks_are_refused),

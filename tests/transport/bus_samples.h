@@ -157,7 +157,7 @@ static void sample_ranks(struct samples *s, struct sl_msg *m)
                                        .op_calls = 9,
                                        .isa = SL_STR("")};
     m->kind = SL_MSG_RANKS;
-    m->ranks = (struct sl_msg_ranks){.ranks = s->ranks, .n_ranks = 2};
+    m->ranks = (struct sl_msg_ranks){.ranks = s->ranks, .n_ranks = 2, .tp = SL_LIMIT_ranks, .pp = 1};
 }
 
 static void samples_fill(struct samples *s)

@@ -118,6 +118,7 @@ static void assert_msg(const struct sl_msg *a, const struct sl_msg *b)
         assert_load(&a->load, &b->load);
     if (a->kind == SL_MSG_RANKS) {
         assert_int_equal(a->ranks.n_ranks, b->ranks.n_ranks);
+        assert_true(a->ranks.tp == b->ranks.tp && a->ranks.pp == b->ranks.pp);
         for (uint32_t i = 0; i < a->ranks.n_ranks; i++) {
             assert_memory_equal(&a->ranks.ranks[i], &b->ranks.ranks[i],
                                 offsetof(struct sl_msg_rank, isa));
@@ -479,6 +480,8 @@ static void rank_beyond_the_group(struct sl_buf *b)
     struct sl_buf rank = {0};
     put_number(&rank, 1, SL_LIMIT_ranks);
     put_bytes(b, 1, rank.data, rank.len);
+    put_number(b, 2, 1);
+    put_number(b, 3, 1);
     sl_buf_free(&rank);
 }
 static void too_many_ranks(struct sl_buf *b)

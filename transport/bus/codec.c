@@ -259,6 +259,8 @@ static enum sl_status ranks_of(struct decoder *d, const Sluice__Bus__Ranks *w,
     }
     out->ranks = ranks;
     out->n_ranks = (uint32_t)w->n_ranks;
+    out->tp = w->tp;
+    out->pp = w->pp;
     return s;
 }
 
@@ -550,6 +552,8 @@ static bool put_ranks(Sluice__Bus__Ranks *w, const struct sl_msg_ranks *m, struc
     sluice__bus__ranks__init(w);
     w->ranks = list;
     w->n_ranks = m->n_ranks;
+    w->tp = m->tp;
+    w->pp = m->pp;
     return true;
 }
 

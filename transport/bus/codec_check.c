@@ -194,6 +194,8 @@ static void check_step(struct check *c, const struct sl_msg_step *s)
 static void check_ranks(struct check *c, const struct sl_msg_ranks *m)
 {
     range(c, "ranks", m->n_ranks, 0, SL_LIMIT_ranks);
+    range(c, "ranks.tp", m->tp, 1, SL_LIMIT_ranks);
+    range(c, "ranks.pp", m->pp, 1, SL_LIMIT_ranks);
     for (uint32_t i = 0; i < m->n_ranks && !c->bad; i++) {
         const struct sl_msg_rank *r = &m->ranks[i];
         range(c, "rank.rank", r->rank, 0, SL_LIMIT_ranks - 1);

@@ -102,6 +102,8 @@ struct sl_engine_group {
     uint32_t blamed;   /* rank that the last loss is put down to, or n_ranks */
     uint32_t n_ranks, tp, pp;
     uint64_t n_formed; /* how often it came together */
+    uint64_t kv_room_bytes; /* kv_bytes that make a rank of this layout have the same pages */
+    uint32_t max_len;
     struct sl_err why;
 };
 /* One rank, as rank 0 last heard of it (several times a second, once when idle); pid 0: not yet. */
@@ -145,7 +147,7 @@ enum sl_status sl_engine_open(const struct sl_engine_config *cfg, struct sl_engi
                               struct sl_err *err);
 /* Stops after the step in flight; outputs not yet taken are dropped. */
 void sl_engine_close(struct sl_engine *e);
-void sl_engine_info(const struct sl_engine *e, struct sl_engine_info *out);
+void sl_engine_info(struct sl_engine *e, struct sl_engine_info *out);
 
 /* From any one thread. SL_QUEUE_FULL, SL_TOO_LONG, SL_INVALID; later failures arrive as outputs
  * with SL_END_ERROR. */
@@ -164,6 +166,10 @@ void sl_engine_stats(struct sl_engine *e, struct sl_engine_stats *out);
 void sl_engine_group(struct sl_engine *e, struct sl_engine_group *out);
 /* Rank 0: a rank is known to be gone; the group forms anew as soon as no step runs. */
 void sl_engine_regroup(struct sl_engine *e);
+/* Rank 0, when a lost rank does not come back: the model is opened again for fewer ranks and the
+ * group forms anew with them. Takes effect on the engine's thread; the group's `tp` and `pp` tell,
+ * or stay as they are when there is no memory for larger shards. The class stays the same. */
+void sl_engine_shrink(struct sl_engine *e, uint32_t tp, uint32_t pp);
 /* Rank 0: all ranks, itself included; `out` [SL_LIMIT_ranks]. Returns n_ranks. From any thread. */
 uint32_t sl_engine_ranks(struct sl_engine *e, struct sl_engine_rank *out);
 /* Test hook: true on the engine's own thread between plan and commit. */

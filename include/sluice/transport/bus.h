@@ -142,6 +142,7 @@ struct sl_msg_rank {
 struct sl_msg_ranks {
     const struct sl_msg_rank *ranks;
     uint32_t n_ranks;
+    uint32_t tp, pp; /* as they are now: a group may have shrunk since HELLO */
 };
 
 struct sl_msg {
