@@ -33,13 +33,13 @@
     X(workers, 256, "workers", "registered with one router")                                       \
     X(bus_message_bytes, 4194304, "bytes", "one bus message")                                      \
     X(bus_hwm_messages, 4096, "messages", "queued on one bus link")                                \
-    X(bulk_connections, 64, "connections", "transfers of KV pages a worker serves, and fetches")   \
+    X(bulk_connections, 128, "connections", "transfers of KV pages a worker serves, and fetches")   \
     X(bulk_pages, 65536, "pages", "KV pages of one transfer")                                      \
     X(bulk_row_bytes, 16777216, "bytes", "one KV page in one layer on the bulk channel")           \
-    X(bulk_window_bytes, 8388608, "bytes", "shared memory of one transfer on one machine")         \
+    X(bulk_window_bytes, 2097152, "bytes", "shared memory of one transfer on one machine")         \
     X(bulk_silence_ms, 1500, "ms", "a transfer without a frame is given up")                       \
     X(bulk_transfer_ms, 20000, "ms", "a transfer takes at most; the rest is computed")             \
-    X(bulk_ticket_ms, 10000, "ms", "computed pages are kept for the worker that asked")            \
+    X(bulk_ticket_ms, 5000, "ms", "computed pages are kept for the worker that asked")            \
     X(bus_connections, 4096, "connections", "open at once on a router's CURVE endpoints")          \
     X(curve_keys, 1024, "keys", "allowed peers of one key folder")                                 \
     X(model_meta_bytes, 67108864, "bytes", "tokenizer and template fetched from a worker")         \

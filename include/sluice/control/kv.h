@@ -1,13 +1,14 @@
 /* KV pages of one worker: a pool with reference counts and the prefix index over full pages.
  *
- * A page is free, cached (in the index, nobody uses it), referenced, or held: pinned from outside the
- * sequences (its bits are on their way to or from another worker) and otherwise unused. A pinned page
- * is handed to nobody until its pins are gone, so its bits stay as they are. Only a page that one
- * sequence alone references and that is not in the index may be written; a page in the index is
- * read-only until evicted. As only full pages are shared, nothing is ever copied on write.
- * The key of page i is SHA-256(key of page i - 1, tokens of page i) with a salt before page 0, so
- * a key names the whole prefix; a hit compares the page's tokens as well. Cached pages are evicted
- * least recently used first. Pure: no clock, no I/O, no locks; all memory is taken at open. */
+ * A page is free, cached (in the index, nobody uses it), referenced, or held: pinned from outside
+ * the sequences (its bits are on their way to or from another worker) and otherwise unused. A
+ * pinned page is handed to nobody until its pins are gone, so its bits stay as they are. Only a
+ * page that one sequence alone references and that is not in the index may be written; a page in
+ * the index is read-only until evicted. As only full pages are shared, nothing is ever copied on
+ * write. The key of page i is SHA-256(key of page i - 1, tokens of page i) with a salt before page
+ * 0, so a key names the whole prefix; a hit compares the page's tokens as well. Cached pages are
+ * evicted least recently used first. Pure: no clock, no I/O, no locks; all memory is taken at open.
+ * */
 #ifndef SLUICE_CONTROL_KV_H
 #define SLUICE_CONTROL_KV_H
 
@@ -80,8 +81,8 @@ bool sl_prefix_find(struct sl_kv_pool *kv, const uint8_t key[32], const uint32_t
 /* Whether sl_prefix_find would hit; *unused: it would turn a cached page into a referenced one. */
 bool sl_prefix_peek(const struct sl_kv_pool *kv, const uint8_t key[32], const uint32_t *tokens,
                     bool *unused);
-/* Enters a computed page that is referenced or held; `parent` is the key of the page before, NULL at
- * the first. False when the key is taken: the page stays private. */
+/* Enters a computed page that is referenced or held; `parent` is the key of the page before, NULL
+ * at the first. False when the key is taken: the page stays private. */
 bool sl_prefix_add(struct sl_kv_pool *kv, uint32_t page, const uint8_t *parent,
                    const uint8_t key[32], const uint32_t *tokens);
 /* Empties the index. Cached pages become free; referenced and held ones stay with who has them. */

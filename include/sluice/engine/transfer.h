@@ -1,12 +1,11 @@
 /* KV pages out of one engine and into another: bitwise what the other would have computed.
  *
  * Out: a request that is only prefilled, and whose full pages can be read row by row (one row per
- * page and layer) as soon as the layer is computed, straight from the cache and from another thread:
- * the pages are pinned until the export is closed. A page is final only after the step that completed
- * it was committed.
- * In: pages are reserved, filled by another thread straight in the cache, and entered into the prefix
- * index once they are known to be right; the request that is submitted next finds them there and
- * computes what is missing. Nobody sees a page before.
+ * page and layer) as soon as the layer is computed, straight from the cache and from another
+ * thread: the pages are pinned until the export is closed. A page is final only after the step that
+ * completed it was committed. In: pages are reserved, filled by another thread straight in the
+ * cache, and entered into the prefix index once they are known to be right; the request that is
+ * submitted next finds them there and computes what is missing. Nobody sees a page before.
  *
  * Threads: open and close from any thread; one thread reads or fills. Close every export and import
  * before the engine. */
@@ -20,13 +19,14 @@ struct sl_kv_layout {
     uint32_t page_size, n_layers;
     uint32_t row_bytes; /* of one page in one layer */
 };
-/* False when pages cannot leave or enter: no prefix cache, or no host memory of one rank. */
+/* False when pages cannot leave or enter: there is no prefix cache, or this is one of several
+ * ranks, each of which has a part of every page. */
 bool sl_engine_kv_layout(const struct sl_engine *e, struct sl_kv_layout *out);
 
 struct sl_export;
 
-/* Submits `r` to be computed up to its last full page and not sampled: it ends with SL_END_LENGTH and
- * without tokens. Fails as sl_engine_submit does, and with SL_INVALID for less than a full page. */
+/* Submits `r` to be computed up to its last full page and not sampled: it ends with SL_END_LENGTH
+ * and without tokens. Fails as sl_engine_submit does, and with SL_INVALID for less than a page. */
 enum sl_status sl_export_open(struct sl_engine *e, const struct sl_engine_request *r,
                               struct sl_export **out, struct sl_err *err);
 /* Waits for room in the engine's inbox; the request itself goes on unless cancelled. */

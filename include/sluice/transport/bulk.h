@@ -1,13 +1,13 @@
 /* The bulk channel: KV pages from one worker to another, each proven before it counts.
  *
  * A worker that computes prompts for others serves pages; the worker that owns the stream fetches
- * them by a ticket, which both got from the router, and by the keys of the pages, which commit to the
- * whole prompt. A page travels as one row per layer, in the order in which the layers are computed,
- * so that a prompt's first layers are on their way while the last are still to come. Each row carries
- * a checksum over its bytes, its place and the exactness class; after the last row a PAGE frame with
- * the page's key says that the step which computed it ended well. Only then is the page complete.
- * Whatever goes wrong (death, silence, a flipped bit, another class, an unknown ticket) ends the
- * fetch with the pages complete so far: the caller computes the rest itself.
+ * them by a ticket, which both got from the router, and by the keys of the pages, which commit to
+ * the whole prompt. A page travels as one row per layer, in the order in which the layers are
+ * computed, so that a prompt's first layers are on their way while the last are still to come. Each
+ * row carries a checksum over its bytes, its place and the exactness class; after the last row a
+ * PAGE frame with the page's key says that the step which computed it ended well. Only then is the
+ * page complete. Whatever goes wrong (death, silence, a flipped bit, another class, an unknown
+ * ticket) ends the fetch with the pages complete so far: the caller computes the rest itself.
  *
  * Links: on one machine a unix socket in a 0700 folder, with the rows in shared memory of the
  * fetching side (memfd, sealed against resizing); else TCP with TLS 1.3, where both ends prove the
@@ -54,7 +54,7 @@ struct sl_bulk_unit {
 
 /* Where a server's pages come from; called on the threads of its connections. */
 struct sl_bulk_source_ops {
-    /* NULL: no such ticket, or not these pages. May wait a little for a ticket that is on its way. */
+    /* NULL: no such ticket, or not these pages. May wait a little for one that is on its way. */
     void *(*open)(void *ctx, const struct sl_bulk_ask *ask, struct sl_err *err);
     /* The next thing to send; waits up to wait_ms for it. */
     void (*next)(void *ctx, void *source, uint32_t wait_ms, struct sl_bulk_unit *out);
