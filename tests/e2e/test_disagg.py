@@ -66,7 +66,7 @@ class Cluster:
         if kind:
             print(self.router.text())
         for w in self.workers:
-            w.kill()
+            w.kill() if kind or w.proc.poll() is not None else w.stop()
         self.router.kill() if kind else self.router.stop()
 
 
