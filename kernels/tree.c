@@ -3,6 +3,7 @@
 
 #include <sluice/base/err.h>
 #include <stdbool.h>
+#include <string.h>
 
 #include "num.h"
 
@@ -18,6 +19,39 @@ uint32_t sl_tree_cut(uint32_t first, uint32_t n, uint32_t total, struct sl_tree_
         at += out[n_nodes].n;
     }
     return n_nodes;
+}
+
+/* Nodes count first; of equally many, the most equal runs. */
+static uint32_t run_cost(uint32_t first, uint32_t n, uint32_t total)
+{
+    struct sl_tree_node nodes[SL_SLICES_MAX];
+    return sl_tree_cut(first, n, total, nodes) << 16 | n * n;
+}
+
+void sl_tree_deal(uint32_t total, uint32_t n_ranks, uint32_t *first)
+{
+    sl_assert(n_ranks > 0 && n_ranks <= total && total <= SL_SLICES_MAX);
+    /* cost[r][e] of r ranks having [0, e), and where the last of them begins */
+    uint32_t cost[SL_SLICES_MAX + 1][SL_SLICES_MAX + 1];
+    uint8_t from[SL_SLICES_MAX + 1][SL_SLICES_MAX + 1];
+    uint32_t longest = (total + n_ranks - 1) / n_ranks;
+    memset(cost, 0xff, sizeof cost);
+    cost[0][0] = 0;
+    for (uint32_t r = 1; r <= n_ranks; r++)
+        for (uint32_t end = r; end <= total; end++)
+            for (uint32_t n = 1; n <= min_u32(longest, end); n++) {
+                uint32_t before = cost[r - 1][end - n];
+                if (before == UINT32_MAX)
+                    continue;
+                uint32_t c = before + run_cost(end - n, n, total);
+                if (c < cost[r][end]) {
+                    cost[r][end] = c;
+                    from[r][end] = (uint8_t)(end - n);
+                }
+            }
+    first[n_ranks] = total;
+    for (uint32_t r = n_ranks; r > 0; r--)
+        first[r - 1] = from[r][first[r]];
 }
 
 /* True when b follows a and both are the children of one node. */

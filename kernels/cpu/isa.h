@@ -19,8 +19,10 @@ struct sl_tile {
     const uint8_t *w; /* first group */
     size_t group_bytes;
     uint32_t n_groups;
-    const uint32_t *border; /* of the slices to add up: [n_slices + 1] */
-    uint32_t n_slices;
+    const uint32_t *border;           /* of the slices */
+    const struct sl_tree_node *parts; /* slices to add up, each run for itself: [n_parts] */
+    uint32_t n_parts;
+    size_t plane; /* from one part of y to the next */
     uint32_t mt;
     const int8_t *q;
     const float *d;
@@ -80,7 +82,8 @@ struct sl_isa_ops {
     void (*rms_norm)(const float *x, const float *w, float eps, uint32_t dim, float *out);
     void (*silu_mul)(const float *gate, const float *up, uint32_t dim, float *out);
     void (*add)(float *x, const float *y, size_t n);
-    /* One row: y [n] = the parts [n], `plane` floats apart, added as `tree` tells (+ bias) (+ y). */
+    /* One row: y [n] = the parts [n], `plane` floats apart, added as `tree` tells (+ bias) (+ y).
+     */
     void (*tree_sum)(const struct sl_tree *tree, const float *parts, size_t plane, uint32_t n,
                      const float *bias, bool accumulate, float *y);
     void (*rope)(enum sl_rope_kind kind, float *x, uint32_t n_rot, const float *c, const float *s);

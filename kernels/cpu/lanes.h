@@ -30,19 +30,21 @@ INLINE void tree_finish(float *stack, uint32_t top, uint32_t width)
     }
 }
 
-/* Writes sums [mt, rows] of one group, `left` columns of it wanted. */
+/* Writes sums [mt, rows] of one group, `left` columns of it wanted. `plane` is where in y the part
+ * begins. */
 INLINE void store_group(const struct sl_tile *t, const float *sums, uint32_t rows, uint32_t column,
-                        uint32_t mt)
+                        uint32_t mt, size_t plane)
 {
     uint32_t left = t->n - column;
+    float *part = t->y + plane + column;
     if (left >= rows && !t->bias && !t->accumulate) {
         for (uint32_t m = 0; m < mt; m++)
-            memcpy(t->y + m * t->y_stride + column, sums + (size_t)m * rows, rows * sizeof *sums);
+            memcpy(part + m * t->y_stride, sums + (size_t)m * rows, rows * sizeof *sums);
         return;
     }
     uint32_t n = left < rows ? left : rows;
     for (uint32_t m = 0; m < mt; m++) {
-        float *y = t->y + m * t->y_stride + column;
+        float *y = part + m * t->y_stride;
         const float *a = sums + (size_t)m * rows;
         for (uint32_t i = 0; i < n; i++) {
             float v = t->bias ? a[i] + t->bias[column + i] : a[i];
@@ -79,22 +81,29 @@ INLINE void f_slice(const struct sl_tile *t, const uint8_t *w, uint32_t k0, uint
     UNROLL for (uint32_t i = 0; i < mt * ng; i++) v_store(out + (size_t)16 * i, acc[i]);
 }
 
-INLINE void f_groups(const struct sl_tile *t, uint32_t first, const uint32_t mt, const uint32_t ng,
-                     enum sl_dtype type)
+INLINE void f_groups(const struct sl_tile *t, uint32_t first, const struct sl_tree_node *part,
+                     size_t plane, const uint32_t mt, const uint32_t ng, enum sl_dtype type)
 {
     float stack[TREE_DEPTH * SL_TILE_MAX * SL_FLOAT_ROWS];
     const uint8_t *w = t->w + first * t->group_bytes;
     const uint32_t width = ng * mt * SL_FLOAT_ROWS;
+    const uint32_t *border = t->border + part->first;
     uint32_t top = 0;
-    for (uint32_t i = 0; i < t->n_slices; i++) {
-        f_slice(t, w, t->border[i], t->border[i + 1], stack + (size_t)top * width,
-                mt, ng, type);
+    for (uint32_t i = 0; i < part->n; i++) {
+        f_slice(t, w, border[i], border[i + 1], stack + (size_t)top * width, mt, ng, type);
         top = tree_carry(stack, top + 1, i, width);
     }
     tree_finish(stack, top, width);
     for (uint32_t g = 0; g < ng; g++)
         store_group(t, stack + (size_t)g * mt * SL_FLOAT_ROWS, SL_FLOAT_ROWS,
-                    (first + g) * SL_FLOAT_ROWS, mt);
+                    (first + g) * SL_FLOAT_ROWS, mt, plane);
+}
+
+INLINE void f_parts(const struct sl_tile *t, uint32_t first, const uint32_t mt, const uint32_t ng,
+                    enum sl_dtype type)
+{
+    for (uint32_t p = 0; p < t->n_parts; p++)
+        f_groups(t, first, &t->parts[p], p * t->plane, mt, ng, type);
 }
 
 INLINE void f_type(const struct sl_tile *t, enum sl_dtype type)
@@ -102,34 +111,34 @@ INLINE void f_type(const struct sl_tile *t, enum sl_dtype type)
     uint32_t g = 0;
     if (t->mt == 1) {
         for (; g + 4 <= t->n_groups; g += 4)
-            f_groups(t, g, 1, 4, type);
+            f_parts(t, g, 1, 4, type);
     }
     for (; g < t->n_groups; g++) {
         switch (t->mt) {
         case 1:
-            f_groups(t, g, 1, 1, type);
+            f_parts(t, g, 1, 1, type);
             break;
         case 2:
-            f_groups(t, g, 2, 1, type);
+            f_parts(t, g, 2, 1, type);
             break;
         case 3:
-            f_groups(t, g, 3, 1, type);
+            f_parts(t, g, 3, 1, type);
             break;
         case 4:
-            f_groups(t, g, 4, 1, type);
+            f_parts(t, g, 4, 1, type);
             break;
 #if TILE_ROWS > 4
         case 5:
-            f_groups(t, g, 5, 1, type);
+            f_parts(t, g, 5, 1, type);
             break;
         case 6:
-            f_groups(t, g, 6, 1, type);
+            f_parts(t, g, 6, 1, type);
             break;
         case 7:
-            f_groups(t, g, 7, 1, type);
+            f_parts(t, g, 7, 1, type);
             break;
         default:
-            f_groups(t, g, 8, 1, type);
+            f_parts(t, g, 8, 1, type);
             break;
 #endif
         }
@@ -148,20 +157,28 @@ static void linear_f(const struct sl_tile *t, enum sl_dtype type)
 
 /* ---- quantised weights: the walk over groups and slices; q_slice is the file's own ---- */
 
-INLINE void q_group(const struct sl_tile *t, uint32_t group, const uint32_t mt,
-                    const enum sl_dtype type)
+INLINE void q_part(const struct sl_tile *t, uint32_t group, const struct sl_tree_node *part,
+                   size_t plane, const uint32_t mt, const enum sl_dtype type)
 {
     float stack[TREE_DEPTH * SL_TILE_MAX * Q_ROWS];
     const uint8_t *w = t->w + group * t->group_bytes;
     const uint32_t width = mt * Q_ROWS;
+    const uint32_t *border = t->border + part->first;
     uint32_t top = 0;
-    for (uint32_t i = 0; i < t->n_slices; i++) {
-        q_slice(t, w, t->border[i] / SL_QBLOCK, t->border[i + 1] / SL_QBLOCK,
-                stack + (size_t)top * width, mt, type);
+    for (uint32_t i = 0; i < part->n; i++) {
+        q_slice(t, w, border[i] / SL_QBLOCK, border[i + 1] / SL_QBLOCK, stack + (size_t)top * width,
+                mt, type);
         top = tree_carry(stack, top + 1, i, width);
     }
     tree_finish(stack, top, width);
-    store_group(t, stack, Q_ROWS, group * Q_ROWS, mt);
+    store_group(t, stack, Q_ROWS, group * Q_ROWS, mt, plane);
+}
+
+INLINE void q_group(const struct sl_tile *t, uint32_t group, const uint32_t mt,
+                    const enum sl_dtype type)
+{
+    for (uint32_t p = 0; p < t->n_parts; p++)
+        q_part(t, group, &t->parts[p], p * t->plane, mt, type);
 }
 
 INLINE void q_type(const struct sl_tile *t, const enum sl_dtype type)

@@ -4,6 +4,9 @@
 #define SLUICE_KERNELS_CPU_LANES_ROW_H
 
 #include "cpu/isa.h"
+#include "cpu/unroll.h"
+
+#define TREE_VECTORS 4 /* of 16 columns that tree_sum takes at once */
 
 /* Scale of a block: d, and *id = 1 / d (0 for a block that counts as zero); both NaN, with *id = 0,
  * when the block holds a NaN or an infinity. */
@@ -83,33 +86,46 @@ static void add(float *x, const float *y, size_t n)
         v_store_n(x + i, v_add(v_load_n(x + i, n - i), v_load_n(y + i, n - i)), n - i);
 }
 
-/* Columns [i, i + n) of tree_sum; n is 16 but for the last ones. */
-static inline struct v16 tree_lanes(const struct sl_tree *tree, const float *parts, size_t plane,
-                                    size_t n)
+/* `nv` vectors of columns of tree_sum, n of them wanted: whole vectors but for the last ones. */
+INLINE void tree_lanes(const struct sl_tree *tree, const float *parts, size_t plane,
+                       const float *bias, bool accumulate, float *y, size_t n, const uint32_t nv)
 {
-    struct v16 sum[SL_SLICES_MAX];
-    for (uint32_t p = 0; p < tree->n_parts; p++, parts += plane)
-        sum[p] = n == 16 ? v_load(parts) : v_load_n(parts, n);
-    for (uint32_t a = 0; a + 1 < tree->n_parts; a++)
-        sum[tree->add[a].to] = v_add(sum[tree->add[a].to], sum[tree->add[a].from]);
-    return sum[0];
+    struct v16 sum[SL_SLICES_MAX][TREE_VECTORS];
+    bool whole = n == (size_t)16 * nv;
+    uint32_t p = 0;
+    do {
+        UNROLL for (uint32_t v = 0; v < nv; v++) sum[p][v] =
+            whole ? v_load(parts + 16 * v) : v_load_n(parts + 16 * v, n);
+        parts += plane;
+    } while (++p < tree->n_parts);
+    for (uint32_t a = 0; a + 1 < tree->n_parts; a++) {
+        struct v16 *to = sum[tree->add[a].to], *from = sum[tree->add[a].from];
+        UNROLL for (uint32_t v = 0; v < nv; v++) to[v] = v_add(to[v], from[v]);
+    }
+    UNROLL for (uint32_t v = 0; v < nv; v++)
+    {
+        struct v16 x = sum[0][v];
+        if (bias)
+            x = v_add(x, whole ? v_load(bias + 16 * v) : v_load_n(bias + 16 * v, n));
+        if (accumulate)
+            x = v_add(x, whole ? v_load(y + 16 * v) : v_load_n(y + 16 * v, n));
+        if (whole)
+            v_store(y + 16 * v, x);
+        else
+            v_store_n(y + 16 * v, x, n);
+    }
 }
 
 static void tree_sum(const struct sl_tree *tree, const float *parts, size_t plane, uint32_t n,
                      const float *bias, bool accumulate, float *y)
 {
-    for (uint32_t i = 0; i < n; i += 16) {
-        size_t left = n - i < 16 ? n - i : 16;
-        struct v16 v = tree_lanes(tree, parts + i, plane, left);
-        if (bias)
-            v = v_add(v, left == 16 ? v_load(bias + i) : v_load_n(bias + i, left));
-        if (accumulate)
-            v = v_add(v, left == 16 ? v_load(y + i) : v_load_n(y + i, left));
-        if (left == 16)
-            v_store(y + i, v);
-        else
-            v_store_n(y + i, v, left);
-    }
+    uint32_t i = 0;
+    for (; i + 16 * TREE_VECTORS <= n; i += 16 * TREE_VECTORS)
+        tree_lanes(tree, parts + i, plane, bias ? bias + i : NULL, accumulate, y + i,
+                   16 * TREE_VECTORS, TREE_VECTORS);
+    for (; i < n; i += 16)
+        tree_lanes(tree, parts + i, plane, bias ? bias + i : NULL, accumulate, y + i,
+                   n - i < 16 ? n - i : 16, 1);
 }
 
 static void rope_neox(float *x, uint32_t half, const float *c, const float *s)

@@ -15,7 +15,6 @@
 #define TASK_ROWS       64                /* activation rows of a task: their quants stay in L2 */
 #define TASK_MACS       ((size_t)1 << 19) /* of a task, about: some microseconds */
 #define TASK_WEIGHTS    32768             /* bytes of weights of a decode task, about */
-#define PART_GROUPS     4                 /* as many as the float kernel takes at once */
 #define PACK_TASK_BYTES ((size_t)1 << 18)
 
 enum sl_status sl_scratch_reserve(struct scratch *s, size_t bytes, struct sl_err *err)
@@ -189,17 +188,6 @@ static void quantize_task(void *ctx, uint32_t task, uint32_t thread)
         quantize_row(j, row);
 }
 
-/* One tile of activation rows times groups [g0, g1), one subtree. */
-static void run_part(const struct linear_job *j, struct sl_tile *t, const struct sl_tree_node *p)
-{
-    t->border = j->w->slices.border + p->first;
-    t->n_slices = p->n;
-    if (is_quantised(j->w->dtype))
-        j->b->isa->linear_q(t, j->w->dtype);
-    else
-        j->b->isa->linear_f(t, j->w->dtype);
-}
-
 /* One tile of activation rows times groups [g0, g1). */
 static void run_tile(const struct linear_job *j, uint32_t row, uint32_t g0, uint32_t g1)
 {
@@ -208,6 +196,10 @@ static void run_tile(const struct linear_job *j, uint32_t row, uint32_t g0, uint
     struct sl_tile t = {.w = (const uint8_t *)w->data + g0 * j->group_bytes,
                         .group_bytes = j->group_bytes,
                         .n_groups = g1 - g0,
+                        .border = w->slices.border,
+                        .parts = j->parts,
+                        .n_parts = j->n_parts,
+                        .plane = j->plane,
                         .mt = min_u32(j->b->isa->tile_rows, j->n_rows - row),
                         .x = j->x + row * j->x_stride,
                         .x_stride = j->x_stride,
@@ -216,16 +208,17 @@ static void run_tile(const struct linear_job *j, uint32_t row, uint32_t g0, uint
                         .n = min_u32(g1 * j->rows, w->n) - column,
                         .bias = j->bias ? j->bias + column : NULL,
                         .accumulate = j->accumulate};
-    if (is_quantised(w->dtype)) {
-        struct act_view v = act_view(j);
-        size_t at = (size_t)row * (w->k / SL_QBLOCK);
-        t.q = v.q + (size_t)row * w->k;
-        t.d = v.d + at;
-        t.s = v.s + at;
-        t.corr = v.corr + at;
+    if (!is_quantised(w->dtype)) {
+        j->b->isa->linear_f(&t, w->dtype);
+        return;
     }
-    for (uint32_t p = 0; p < j->n_parts; p++, t.y += j->plane)
-        run_part(j, &t, &j->parts[p]);
+    struct act_view v = act_view(j);
+    size_t at = (size_t)row * (w->k / SL_QBLOCK);
+    t.q = v.q + (size_t)row * w->k;
+    t.d = v.d + at;
+    t.s = v.s + at;
+    t.corr = v.corr + at;
+    j->b->isa->linear_q(&t, w->dtype);
 }
 
 /* Few rows: each weight is read once. Many: one group stays in L1 while the rows pass by. */
@@ -237,13 +230,8 @@ static void linear_task(void *ctx, uint32_t task, uint32_t thread)
     uint32_t g1 = min_u32(g0 + j->task_groups, j->n_groups);
     uint32_t row0 = task / j->n_group_tasks * j->task_rows;
     uint32_t row1 = min_u32(row0 + j->task_rows, j->n_rows), step = j->b->isa->tile_rows;
-    if (row1 - row0 <= step && j->n_parts == 1) {
+    if (row1 - row0 <= step) {
         run_tile(j, row0, g0, g1);
-        return;
-    }
-    if (row1 - row0 <= step) { /* a group's parts lie behind each other */
-        for (uint32_t g = g0; g < g1; g += PART_GROUPS)
-            run_tile(j, row0, g, min_u32(g + PART_GROUPS, g1));
         return;
     }
     for (uint32_t g = g0; g < g1; g++)

@@ -6,9 +6,10 @@
 #include "cpu/cpu.h"
 #include "num.h"
 
-#define K    192
-#define N    40 /* rows of the weight: the last group is partial with 16 and with 8 */
-#define ROWS 9  /* one more than the widest tile */
+#define K     192
+#define N     40 /* rows of the weight: the last group is partial with 16 and with 8 */
+#define ROWS  9  /* one more than the widest tile */
+#define PARTS 3  /* all slices, and two runs of them */
 
 /* Numbers of mixed size and sign from a small congruential generator. */
 static float next_value(uint32_t *state)
@@ -27,7 +28,7 @@ static void fill(float *x, size_t n, uint32_t seed)
 
 struct check {
     float x[ROWS * K], w[N * K];
-    float a[ROWS * N], b[ROWS * N];
+    float a[PARTS * ROWS * N], b[PARTS * ROWS * N];
     uint8_t raw[N * K * 4];
     uint8_t packed[(N + 16) * K * 4 + 1024];
     int8_t q[ROWS * K];
@@ -38,6 +39,7 @@ struct check {
 static void linear_of(const struct sl_isa_ops *isa, struct check *c, enum sl_dtype type, float *y)
 {
     static const uint32_t border[] = {0, 64, 96, K};
+    static const struct sl_tree_node parts[] = {{0, 3}, {1, 2}, {2, 1}};
     bool quantised = sl_dtype_row(type)->block_elems > 1;
     uint32_t rows = quantised ? isa->q_rows : SL_FLOAT_ROWS;
     struct sl_weight_src src = {.dtype = type, .n = N, .k = K, .data = c->raw};
@@ -45,7 +47,9 @@ static void linear_of(const struct sl_isa_ops *isa, struct check *c, enum sl_dty
                         .group_bytes = sl_pack_group_bytes(type, K, rows),
                         .n_groups = (N + rows - 1) / rows,
                         .border = border,
-                        .n_slices = 3,
+                        .parts = parts,
+                        .n_parts = PARTS,
+                        .plane = (size_t)ROWS * N,
                         .q = c->q,
                         .d = c->d,
                         .s = c->s,

@@ -18,7 +18,7 @@ static const struct {
     int (*run)(int argc, char **argv, char *const *env);
 } kinds[] = {
     {"requantize", sl_cli_requantize}, {"serve", sl_bench_serve},
-    {"offline", sl_cli_bench_offline}, {"ops", not_implemented},
+    {"offline", sl_cli_bench_offline}, {"ops", sl_cli_bench_ops},
     {"comm", not_implemented},         {"scale", not_implemented},
     {"faults", sl_cli_bench_script},   {"compare", sl_cli_bench_script},
     {"report", not_implemented},

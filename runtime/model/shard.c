@@ -83,13 +83,20 @@ static struct sl_run deal_vocab(uint32_t n, uint32_t i, uint32_t n_parts)
     return r;
 }
 
+static struct sl_run deal_slices(uint32_t n, uint32_t i, uint32_t n_parts)
+{
+    uint32_t first[SL_SLICES_MAX + 1];
+    sl_tree_deal(n, n_parts, first);
+    return (struct sl_run){first[i], first[i + 1] - first[i]};
+}
+
 struct sl_shard_part sl_shard_part(const struct sl_model_config *c, const struct sl_shard *s)
 {
     uint32_t tp = degree(s->tp), pp = degree(s->pp), group = c->n_heads / c->n_kv_heads;
     struct sl_slices o = o_slices(c), down = down_slices(c);
     struct sl_shard_part p = {.layers = deal(c->n_layers, s->pp_rank, pp),
-                              .o_slices = deal(o.n, s->tp_rank, tp),
-                              .ffn_slices = deal(down.n, s->tp_rank, tp)};
+                              .o_slices = deal_slices(o.n, s->tp_rank, tp),
+                              .ffn_slices = deal_slices(down.n, s->tp_rank, tp)};
     struct sl_run q = {o.border[p.o_slices.first],
                        o.border[p.o_slices.first + p.o_slices.n] - o.border[p.o_slices.first]};
     p.heads = (struct sl_run){q.first / c->head_dim, q.n / c->head_dim};
@@ -124,11 +131,10 @@ static void cut_attention(struct sl_model *m)
 
 static void plan_sum(const struct sl_model *m, uint32_t n_slices, struct group_sum *out)
 {
-    uint32_t first[SL_SLICES_MAX + 1] = {0}, tp = m->shard.tp;
+    uint32_t first[SL_SLICES_MAX + 1], tp = m->shard.tp;
     struct sl_tree_node nodes[SL_SLICES_MAX];
     n_slices = m->loose_sums ? tp : n_slices;
-    for (uint32_t r = 0; r < tp; r++)
-        first[r + 1] = first[r] + deal(n_slices, r, tp).n;
+    sl_tree_deal(n_slices, tp, first);
     for (uint32_t r = 0; r < tp; r++) {
         out->n_parts[r] = sl_tree_cut(first[r], first[r + 1] - first[r], n_slices, nodes);
         if (r < m->shard.tp_rank)

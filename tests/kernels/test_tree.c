@@ -133,12 +133,42 @@ static void parts_are_the_largest_nodes(void **state)
             }
 }
 
+/* All slices, no rank without, none with more than its share rounded up; 16 slices over 3 ranks are
+ * 5 nodes, where equal runs would be 7. */
+static void slices_are_dealt_out_in_few_nodes(void **state)
+{
+    (void)state;
+    struct sl_tree tree;
+    uint32_t first[SL_SLICES_MAX + 1];
+    for (uint32_t total = 1; total <= SL_SLICES_MAX; total += total < 20 ? 1 : 11)
+        for (uint32_t n = 1; n <= total; n++) {
+            uint32_t equal[SL_SLICES_MAX + 1];
+            struct sl_tree plain;
+            sl_tree_deal(total, n, first);
+            assert_true(first[0] == 0 && first[n] == total);
+            for (uint32_t r = 0; r < n; r++) {
+                uint32_t run = first[r + 1] - first[r];
+                assert_true(first[r] < first[r + 1] && run <= (total + n - 1) / n);
+            }
+            for (uint32_t r = 0; r <= n; r++)
+                equal[r] = total * r / n;
+            check(first, n);
+            sl_tree_plan(first, n, &tree);
+            sl_tree_plan(equal, n, &plain);
+            assert_true(tree.n_parts <= plain.n_parts);
+        }
+    sl_tree_deal(16, 3, first);
+    sl_tree_plan(first, 3, &tree);
+    assert_int_equal(tree.n_parts, 5);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(all_cuts_of_few_slices),
         cmocka_unit_test(cuts_of_many_slices),
         cmocka_unit_test(parts_are_the_largest_nodes),
+        cmocka_unit_test(slices_are_dealt_out_in_few_nodes),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
