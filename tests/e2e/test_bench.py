@@ -85,6 +85,27 @@ class Offline(unittest.TestCase):
         self.assertEqual(run("bench")[0], 2)
 
 
+class Ops(unittest.TestCase):
+    def test_cost_of_exact_sums(self):
+        rc, out, err = run("bench", "ops", TINY, "--repeat", 2, "--depth", 40)
+        self.assertEqual(rc, 0, err)
+        report = json.loads(out)
+        steps = report["cost_of_exact_sums"]
+        self.assertEqual([(s["step"], s["n_seq"], s["rows"]) for s in steps],
+                         [("decode", 1, 1), ("decode", 8, 1), ("decode", 32, 1), ("prefill", 1, 256)])
+        for s in steps:
+            self.assertGreaterEqual(s["exact_floats"], s["loose_floats"])
+            for key in ("loose_floats", "exact_ns", "loose_ns", "exact_cpu_ns", "loose_cpu_ns"):
+                self.assertGreater(s[key], 0)
+
+    def test_refusals(self):
+        rc, _, err = run("bench", "ops", TINY, "--tensor-parallel-size", 8)
+        self.assertEqual(rc, 3, err)
+        self.assertIn("at most 2", err)
+        self.assertEqual(run("bench", "ops", TINY, "--tensor-parallel-size", 0)[0], 2)
+        self.assertEqual(run("bench", "ops", "/nonexistent.gguf")[0], 4)
+
+
 class Compare(unittest.TestCase):
     def test_usage(self):
         rc, out, err = run("bench", "compare", "--help")
