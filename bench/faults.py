@@ -386,7 +386,7 @@ def drain(run):
 @fault("F-27", "a wedged engine")
 def wedge(run):
     with Cluster(run.o.sluice, run.o.tiny) as c:
-        door = c.serve("--threads", 1, "--inject", "engine.wedge=0.01,seed=3")
+        door = c.serve("--threads", 1, "--inject", "engine.wedge=1+300")
         door.wait_port()
         s = Stream(door.port, bodies(1, 1900)[0])
         last = [0]

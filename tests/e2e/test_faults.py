@@ -88,6 +88,15 @@ class Faults(unittest.TestCase):
             except Refused as e:
                 self.assertEqual(e.status, 500)
 
+    def test_others_in_the_batch_are_exact(self):
+        """Of 16 streams in one batch one is hit; the other 15 do not notice."""
+        with Cluster(1, worker_args=("--inject", "engine.nan=1+12x1")) as c:
+            answers = run_streams(c.router, N)
+            self.assertEqual([a.error["type"] for a in answers if a.error], ["server_error"])
+            for a, w in zip(answers, self.want):
+                if not a.error:
+                    self.assertEqual(a.result(), w.result())
+
 
 if __name__ == "__main__":
     unittest.main(verbosity=2)

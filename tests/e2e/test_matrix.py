@@ -25,7 +25,7 @@ DIMENSIONS = {
     "failover": [False, True],
     "disagg": [False, True],
 }
-PAGE = 16
+POSITIONS = 1000  # of KV where sequences are to be preempted
 FULL = os.environ.get("SL_MATRIX") == "full"
 REAL = os.environ.get("SL_MATRIX_MODEL") == "default"
 SHARED = "You are a careful clerk. Read the list and answer in one line. " * 2
@@ -34,7 +34,7 @@ SHARED = "You are a careful clerk. Read the list and answer in one line. " * 2
 def requests():
     out = []
     for i in range(24):
-        words = 120 if i % 8 == 7 else 1 + i * 5 % 17
+        words = 60 if i % 8 == 7 else 1 + i * 5 % 11
         text = (SHARED if i % 3 == 0 else "") + f"Item {i}: " + "river stone lamp " * words
         body = {"prompt": text, "max_tokens": 8 + i, "ignore_eos": True, "logprobs": 2, "seed": 1000 + i,
                 "return_chain": True}
@@ -72,11 +72,13 @@ class Layout:
     def __init__(self, row, model, position_bytes):
         self.row = row
         args = ["--tensor-parallel-size", row["tp"], "--pipeline-parallel-size", row["pp"],
-                "--max-num-seqs", row["seqs"], "--max-num-batched-tokens", row["chunk"], "--page-size", PAGE]
+                "--max-num-seqs", row["seqs"], "--max-num-batched-tokens", row["chunk"]]
         if not row["cache"]:
             args.append("--no-enable-prefix-caching")
         if row["preempt"]:
-            args += ["--kv-cache-memory-bytes", 640 * position_bytes, "--max-model-len", 600]
+            heads = -(-3 // row["tp"])  # of the three KV heads a rank has at most
+            args += ["--kv-cache-memory-bytes", POSITIONS * position_bytes * heads // 3 // row["pp"],
+                     "--max-model-len", POSITIONS - 10, "--page-size", 4]
         roles = (["prefill", "decode"] if row["disagg"] else ["both"]) * (2 if row["failover"] else 1)
         self.router = Router()
         self.workers = [Worker(self.router, model=model, args=[*args, "--role", r]) for r in roles]
@@ -106,15 +108,22 @@ class Layout:
         return [p for p in self.router.ps() if p["role"] != "router" and p["rank"] == 0]
 
     def check_is_real(self, test):
-        ranks = [p for p in self.router.ps() if p["role"] != "router"]
+        """As many processes as asked for, each with a share of the weights, in touch with each other."""
         degree = self.row["tp"] * self.row["pp"]
-        test.assertEqual(len({p["pid"] for p in ranks}), degree * len(self.workers), ranks)
-        for p in ranks:
+
+        def ranks():
+            return [p for p in self.router.ps() if p["role"] != "router"]
+
+        wait_until("all ranks to be known", lambda: len({p["pid"] for p in ranks()}) == degree * len(self.workers))
+        if degree > 1:
+            wait_until("all ranks to have exchanged something", lambda: all(p["comm_bytes"] for p in ranks()))
+        for p in ranks():
             test.assertEqual((p["tp"], p["pp"]), (self.row["tp"], self.row["pp"]))
             test.assertEqual(p["max_batched_tokens"], max(self.row["chunk"], self.row["seqs"]))
             test.assertTrue(p["isa"])
-            if degree > 1:
-                test.assertGreater(p["comm_bytes"], 0, p)
+        if degree > 1:
+            one = max(sum(p["weight_bytes"] for p in ranks()) // len(self.workers), 1)
+            test.assertLess(max(p["weight_bytes"] for p in ranks()), one)
 
     def metric(self, name):
         text = self.router.get("/metrics")[1]
@@ -133,7 +142,7 @@ def answer(server, body):
     status, got = server.post("/v1/completions", body)
     assert status == 200, got
     c = got["choices"][0]
-    return got["sluice"]["chain"], c["logprobs"]["token_logprobs"], c["logprobs"]["top_logprobs"]
+    return got["sluice"]["choices"][0]["chain"], c["logprobs"]["token_logprobs"], c["logprobs"]["top_logprobs"]
 
 
 class Matrix(unittest.TestCase):
@@ -153,7 +162,8 @@ class Matrix(unittest.TestCase):
 
     def check_row(self, row):
         with Layout(row, self.model, self.position_bytes) as c:
-            c.router.post("/v1/completions", dict(self.reqs[0], max_tokens=2))
+            for _ in range(2 * len(c.workers)):  # each has a part in it
+                c.router.post("/v1/completions", dict(self.reqs[0], max_tokens=2))
             c.check_is_real(self)
             order = list(range(24))
             random.Random(5).shuffle(order)
@@ -161,7 +171,7 @@ class Matrix(unittest.TestCase):
             got = dict(zip(order, in_parallel(jobs + ([c.lose_one] if row["failover"] else []))))
             wrong = [i for i in range(24) if got[i] != self.want[i]]
             self.assertFalse(wrong, f"requests {wrong} differ under {row}")
-            if row["preempt"] and len(c.workers) == 1:  # several have room together
+            if row["preempt"] and row["seqs"] == 64 and len(c.workers) == 1:  # others may have room enough
                 self.assertGreater(c.metric("sluice_num_preemptions_total"), 0, "nothing was preempted")
             if row["failover"]:
                 self.assertGreater(c.metric("sluice_router_retries_total"), 0, "nothing was moved")
