@@ -152,7 +152,7 @@ class Matrix(unittest.TestCase):
             cls.model, cls.position_bytes = default_model(), 23040
         else:  # the default model's shape, small: 9 query heads on 3
             cls.model = os.path.join(tempfile.mkdtemp(prefix="sluice-matrix-"), "nine.gguf")
-            subprocess.run([os.environ["SL_TINY_PROGRAM"], cls.model, "--dim", "288", "--heads", "9", "--kv-heads",
+            subprocess.run([os.environ["SL_TINY_TOOL"], cls.model, "--dim", "288", "--heads", "9", "--kv-heads",
                             "3", "--layers", "6", "--ffn", "512", "--dtype", "q4_0"], check=True)
             cls.position_bytes = 2 * 2 * 6 * 3 * 32
         cls.reqs = requests()
