@@ -46,6 +46,7 @@ static void sample_hello(struct sl_msg *m)
 {
     m->kind = SL_MSG_HELLO;
     m->hello = (struct sl_msg_hello){.version = UINT32_MAX,
+                                     .version_min = 2,
                                      .pid = UINT32_MAX,
                                      .rank = 0,
                                      .tp = 1,

@@ -2,19 +2,14 @@
 #ifndef SLUICE_TESTS_CURVE_FIXTURE_H
 #define SLUICE_TESTS_CURVE_FIXTURE_H
 
-#include <sluice/transport/bus.h>
 #include <sluice/transport/keys.h>
 
 #include <ftw.h>
 #include <limits.h>
-#include <poll.h>
-#include <sluice/base/time.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
-
-#define PATIENCE_MS 20000 /* of a test that fails; one that passes never waits so long */
 
 /* A folder that holds node folders: "r" a router, "w" and "v" workers, all allowing all; "x" a
  * worker that nobody knows but who knows the router; "evil" a worker that says it is a router. */
@@ -87,42 +82,6 @@ static int keys_tear_down(void **state)
     nftw(k->root, remove_one, 8, FTW_DEPTH | FTW_PHYS);
     free(k);
     return 0;
-}
-
-static struct sl_bus *open_keyed(bool is_router, const char *endpoint, const struct keys *k,
-                                 const char *node)
-{
-    char dir[PATH_MAX];
-    struct sl_bus_config cfg = {.endpoints = &endpoint,
-                                .n_endpoints = 1,
-                                .is_router = is_router,
-                                .heartbeat_ms = 1000,
-                                .curve_dir = node ? key_dir(k, node, dir) : NULL};
-    struct sl_bus *b;
-    struct sl_err err;
-    if (sl_bus_open(&cfg, &b, &err) != SL_OK)
-        fail_msg("%s", err.msg);
-    return b;
-}
-
-/* One look at each bus; messages are returned by kind in *m, from the first bus that has one. */
-static int look_at(struct sl_bus *const *buses, int n, uint64_t *link, struct sl_msg *m)
-{
-    struct sl_err err;
-    struct pollfd p[8];
-    for (int i = 0; i < n; i++) {
-        assert_int_equal(sl_bus_recv(buses[i], link, m, &err), SL_OK);
-        if (m->kind != SL_MSG_NONE)
-            return i;
-        p[i] = (struct pollfd){.fd = sl_bus_fd(buses[i]), .events = POLLIN};
-    }
-    poll(p, (nfds_t)n, 20);
-    return -1;
-}
-
-static bool time_is_up(uint64_t since_ns)
-{
-    return sl_now_ns() - since_ns > PATIENCE_MS * SL_MS_NS;
 }
 
 #endif

@@ -28,6 +28,50 @@ static enum sl_status decode_as(const struct sl_buf *b, uint32_t version, struct
     return sl_msg_decode_as(b->data, b->len, version, arena, m, err);
 }
 
+/* One field's number and where its value lies; moves *at past it. */
+static uint32_t next_field(const uint8_t *data, size_t *at, size_t *value, size_t *len)
+{
+    uint64_t v[2] = {0, 0};
+    uint32_t type = 0;
+    for (int k = 0; k < 2; k++) {
+        for (int shift = 0;; shift += 7) {
+            v[k] |= (uint64_t)(data[*at] & 0x7f) << shift;
+            if (!(data[(*at)++] & 0x80))
+                break;
+        }
+        type = v[0] & 7;
+        if (type != 0 && type != 2)
+            break;
+    }
+    *value = *at;
+    *len = type == 2 ? (size_t)v[1] : type == 1 ? 8 : type == 5 ? 4 : 0;
+    *at += *len;
+    return (uint32_t)(v[0] >> 3);
+}
+
+/* As written down from version 1 itself: the last field of each body and of the parts in it. */
+static void assert_old_fields(const struct sl_buf *b, enum sl_msg_kind kind)
+{
+    static const uint32_t last[] = {
+        [SL_MSG_HELLO] = 22, [SL_MSG_WELCOME] = 3,  [SL_MSG_SUBMIT] = 27,    [SL_MSG_CANCEL] = 2,
+        [SL_MSG_STEP] = 3,   [SL_MSG_META_GET] = 3, [SL_MSG_META_CHUNK] = 3, [SL_MSG_LOAD] = 12,
+        [SL_MSG_PING] = 0,   [SL_MSG_DRAIN] = 0,    [SL_MSG_BYE] = 0};
+    const uint8_t *data = (const uint8_t *)b->data;
+    size_t at = 0, body, len, value, part;
+    assert_true(next_field(data, &at, &body, &len) <= 11);
+    assert_int_equal(at, b->len); /* and nothing behind the body */
+    for (at = body; at < body + len;) {
+        uint32_t n = next_field(data, &at, &value, &part);
+        assert_true(n >= 1 && n <= last[kind]);
+        bool is_load = (kind == SL_MSG_HELLO && n == 22) || (kind == SL_MSG_STEP && n == 3);
+        bool is_out = kind == SL_MSG_STEP && n == 2;
+        for (size_t in = value; (is_load || is_out) && in < value + part;) {
+            size_t v, l;
+            assert_true(next_field(data, &in, &v, &l) <= (is_load ? 12u : 11u));
+        }
+    }
+}
+
 /* What is encoded for version 1 a strict version 1 takes, and with no field of ours. */
 static void old_form(void **state)
 {
@@ -46,6 +90,7 @@ static void old_form(void **state)
             continue;
         }
         assert_int_equal(status, SL_OK);
+        assert_old_fields(&old, s.m[i].kind);
         if (decode_as(&old, 1, &arena, &m, &err) != SL_OK)
             fail_msg("sample %d: %s", i, err.msg);
         assert_int_equal(m.kind, s.m[i].kind);
