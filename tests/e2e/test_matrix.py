@@ -171,15 +171,16 @@ class Matrix(unittest.TestCase):
             got = dict(zip(order, in_parallel(jobs + ([c.lose_one] if row["failover"] else []))))
             wrong = [i for i in range(24) if got[i] != self.want[i]]
             self.assertFalse(wrong, f"requests {wrong} differ under {row}")
-            if row["preempt"] and row["seqs"] == 64 and len(c.workers) == 1:  # others may have room enough
-                self.assertGreater(c.metric("sluice_num_preemptions_total"), 0, "nothing was preempted")
+            self.preempted += c.metric("sluice_num_preemptions_total")
             if row["failover"]:
                 self.assertGreater(c.metric("sluice_router_retries_total"), 0, "nothing was moved")
 
     def test_layouts(self):
+        self.preempted = 0
         for row in product() if FULL else covering():
             with self.subTest(**row):
                 self.check_row(row)
+        self.assertGreater(self.preempted, 0, "no row preempted anything")
 
     def test_requests_differ(self):
         chains = [str(w[0]) for w in self.want]
