@@ -20,7 +20,7 @@
 
 struct serve_options {
     const char *host, *tls_cert, *tls_key, *api_key_file, *served_model_name, *policy, *log_format;
-    const char *config, *bind, *curve_dir, *site, *inject;
+    const char *config, *bind, *connect, *curve_dir, *site, *site_weights, *inject;
     int64_t prefill_min_tokens, bus_version, port, grpc_port, queue, drain_timeout, workers;
     struct engine_options engine;
 };
@@ -59,7 +59,11 @@ struct serve_options {
       "speak no newer bus protocol (default: the newest)")                                         \
     X("prefill-min-tokens", SL_OPT_INT, prefill_min_tokens, "128", 0, 1048576, NULL, "N",          \
       "prompts with as many tokens to compute go to prefill workers; 0: none")                     \
-    X("site", SL_OPT_STRING, site, NULL, 0, 0, NULL, "NAME", "where it stands")
+    X("connect", SL_OPT_STRING, connect, NULL, 0, 0, NULL, "ENDPOINT[,...]",                       \
+      "routers above, to which this one is a site: one big worker")                                \
+    X("site", SL_OPT_STRING, site, NULL, 0, 0, NULL, "NAME", "where it stands")                    \
+    X("site-weights", SL_OPT_STRING, site_weights, NULL, 0, 0, NULL, "NAME=X[,...]",               \
+      "shares of the sites below beside others of their size (default: 1)")
 
 static const struct sl_option serve_table[] = {
     NODE_OPTION_TABLE(ROW) ENGINE_OPTION_TABLE(ENGINE_ROW) ROW(
@@ -156,26 +160,39 @@ out:
     return s;
 }
 
+/* Cuts "a,b,c" in a copy; *n is 0 for NULL. */
+static enum sl_status endpoints(const char *option, const char *text, struct sl_arena *arena,
+                                const char *out[BIND_MAX], uint32_t *n, struct sl_err *err)
+{
+    char *copy = text ? sl_arena_strndup(arena, text, strlen(text)) : NULL, *rest = NULL;
+    *n = 0;
+    for (char *e = copy ? strtok_r(copy, ",", &rest) : NULL; e; e = strtok_r(NULL, ",", &rest)) {
+        if (*n == BIND_MAX)
+            return sl_fail_param(err, SL_USAGE, option, "--%s: at most %d endpoints", option,
+                                 BIND_MAX);
+        out[(*n)++] = e;
+    }
+    return SL_OK;
+}
+
 static enum sl_status router(const struct serve_options *o, char *const *env,
                              struct sl_arena *arena, struct sl_err *err)
 {
-    const char *bind[BIND_MAX];
+    const char *bind[BIND_MAX], *connect[BIND_MAX];
     struct sl_node_config cfg;
-    char *text = o->bind ? sl_arena_strndup(arena, o->bind, strlen(o->bind)) : NULL, *rest = NULL;
-    uint32_t n = 0;
-    for (char *e = text ? strtok_r(text, ",", &rest) : NULL; e; e = strtok_r(NULL, ",", &rest)) {
-        if (n == BIND_MAX)
-            return sl_fail_param(err, SL_USAGE, "bind", "--bind: at most %d endpoints", BIND_MAX);
-        bind[n++] = e;
-    }
-    if (!n)
-        return sl_fail_param(err, SL_USAGE, "bind", "--bind is missing: an endpoint for workers");
     enum sl_status s = node_config(o, env, &cfg, err);
+    if (s || (s = endpoints("bind", o->bind, arena, bind, &cfg.n_bind, err)) ||
+        (s = endpoints("connect", o->connect, arena, connect, &cfg.n_connect, err)))
+        return s;
+    if (!cfg.n_bind)
+        return sl_fail_param(err, SL_USAGE, "bind", "--bind is missing: an endpoint for workers");
     cfg.bind = bind;
-    cfg.n_bind = n;
+    cfg.connect = connect;
     cfg.curve_dir = o->curve_dir;
     cfg.bus_version = (uint32_t)o->bus_version;
-    return s ? s : sl_node_run(&cfg, err);
+    cfg.site = o->site;
+    cfg.site_weights = o->site_weights;
+    return sl_node_run(&cfg, err);
 }
 
 const struct sl_verb_doc sl_doc_serve = {.verb = "serve",

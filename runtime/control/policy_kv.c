@@ -5,7 +5,8 @@
  * burst of one prefix rather waits for its first than computes it everywhere. A running stream
  * slows every step and counts as STREAM_TOKENS; pages that the prompt needs and the worker can only
  * get by evicting cost as many tokens again, since somebody will miss them. Urgent requests
- * (priority below 0) weigh the wait double, patient ones half.
+ * (priority below 0) weigh the wait double, patient ones half; a worker of weight 2 seems half as
+ * busy as it is.
  *
  * No herding: what a router knows is up to a report old, and others know the same. So the worker is
  * drawn: each step of `spread` tokens above the least cost halves its chance, up to SPREADS of
@@ -22,6 +23,7 @@ static uint64_t cost_of(const struct sl_router *r, const struct req *q, const st
     uint64_t wait = w->n_new + w->foreign_tokens + sl_worker_requests(w) * STREAM_TOKENS;
     uint64_t free_tokens = (uint64_t)w->load.pages_free * r->page_size;
     uint64_t evicted = w->reported && n_new > free_tokens ? n_new - free_tokens : 0;
+    wait = wait * 100 / w->desc.weight_percent;
     if (q->priority < 0)
         wait *= 2;
     else if (q->priority > 0)

@@ -10,8 +10,8 @@ static int compare_ratio(uint64_t a, uint64_t a_max, uint64_t b, uint64_t b_max)
 
 bool sl_is_less_loaded(const struct worker *a, const struct worker *b)
 {
-    int load = compare_ratio(sl_worker_requests(a), a->desc.max_seqs, sl_worker_requests(b),
-                             b->desc.max_seqs);
+    int load = compare_ratio(sl_worker_requests(a), sl_worker_size(a), sl_worker_requests(b),
+                             sl_worker_size(b));
     if (load)
         return load < 0;
     int pages = compare_ratio(a->load.pages_free, a->load.pages_total, b->load.pages_free,

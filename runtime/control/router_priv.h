@@ -20,6 +20,7 @@ struct worker {
     uint64_t uid;            /* 0: free slot; never used twice */
     uint64_t seen_ns, progress_ns, stuck_steps, last_routed;
     uint32_t n_reqs, n_sent;
+    uint32_t cap_high; /* the largest sl_worker_cap it had */
     uint32_t foreign; /* requests of others, by its last report */
     uint64_t n_new;   /* tokens it has to compute before our requests' next ones, as expected */
     uint64_t foreign_tokens; /* the same of others' requests, by its last report */
@@ -122,6 +123,12 @@ struct sl_router {
 static inline uint64_t sl_worker_requests(const struct worker *w)
 {
     return (uint64_t)w->n_reqs + w->foreign;
+}
+
+/* Its size to policies: what it runs at once, weighed. */
+static inline uint64_t sl_worker_size(const struct worker *w)
+{
+    return (uint64_t)w->desc.max_seqs * w->desc.weight_percent;
 }
 
 /* Requests this router gives it at most: what it runs at once, and a few for it to go on with. */

@@ -66,7 +66,7 @@ static struct worker *worker_slot(struct sl_router *r)
 enum sl_status sl_router_worker_up(struct sl_router *r, const struct sl_worker_desc *d,
                                    uint64_t now_ns, struct sl_err *err)
 {
-    if (!d->max_seqs || !d->max_len || d->max_seqs > 1u << 24)
+    if (!d->max_seqs || !d->max_len || d->max_seqs > 1u << 24 || d->weight_percent > 10000)
         return sl_fail(err, SL_INVALID, "worker of %u sequences and %u positions", d->max_seqs,
                        d->max_len);
     struct worker *w = find_worker(r, d->key);
@@ -84,6 +84,9 @@ enum sl_status sl_router_worker_up(struct sl_router *r, const struct sl_worker_d
     sl_list_init(&w->prefills);
     if (!w->desc.instance)
         w->desc.instance = d->key;
+    if (!w->desc.weight_percent)
+        w->desc.weight_percent = 100;
+    w->cap_high = sl_worker_cap(w);
     if (r->eject)
         sl_eject_join(r->eject, slot_of(r, w), now_ns);
     if (r->n_stranded)
@@ -223,6 +226,10 @@ void sl_router_worker_load(struct sl_router *r, uint64_t key, const struct sl_wo
     w->seen_ns = now_ns;
     w->load = *load;
     w->reported = true;
+    if (load->max_seqs && load->max_seqs <= 1u << 24)
+        w->desc.max_seqs = load->max_seqs;
+    if (sl_worker_cap(w) > w->cap_high)
+        w->cap_high = sl_worker_cap(w);
     count_foreign(w);
     w->blocked = false;
     if (w->lost && is_back(w)) {
@@ -418,7 +425,7 @@ static enum sl_status check_worker(const struct sl_router *r, const struct worke
             return BROKEN("request %llu was retried %u times", (unsigned long long)q->id,
                           q->n_retries);
     }
-    if (n_reqs != w->n_reqs || n_sent != w->n_sent || n_reqs > sl_worker_cap(w))
+    if (n_reqs != w->n_reqs || n_sent != w->n_sent || n_reqs > w->cap_high)
         return BROKEN("worker has %u requests, %u sent, counted %u and %u", w->n_reqs, w->n_sent,
                       n_reqs, n_sent);
     if (n_new != w->n_new)

@@ -24,7 +24,8 @@ static enum sl_status check_prompt(const struct node *n, const struct gen_params
             return sl_fail_param(err, SL_INVALID, "prompt",
                                  "token id %u is outside the vocabulary of %u", p->prompt[i],
                                  n->n_vocab);
-    if (p->sampling.max_tokens > n->max_len - p->n_prompt)
+    /* what another router let in ends at this site's length, as at a worker's */
+    if (!p->relay && p->sampling.max_tokens > n->max_len - p->n_prompt)
         return sl_fail_param(err, SL_TOO_LONG, "max_tokens",
                              "the model's context is %u tokens; the prompt has %u and max_tokens "
                              "asks for %u more",
@@ -84,6 +85,7 @@ static bool copy_params(struct gen *g, const struct gen_params *p)
     q->sampling.stop_ids = copy(a, p->sampling.stop_ids, p->sampling.n_stop_ids, sizeof(uint32_t));
     q->prompt = NULL; /* lives in each stream's log */
     q->shown = NULL;  /* each stream has its own */
+    q->relay = NULL;
     g->streams = SL_ARENA_ARRAY(a, struct stream, p->n);
     if (!stop || !q->sampling.bias || !q->sampling.stop_ids || !g->streams)
         return false;
@@ -100,6 +102,11 @@ static bool copy_params(struct gen *g, const struct gen_params *p)
 static void derive_tenant(struct gen *g, const struct gen_params *p)
 {
     struct sl_buf b = {0};
+    if (p->relay) {
+        g->tenant = p->relay->tenant;
+        memcpy(g->salt, p->relay->salt, sizeof g->salt);
+        return;
+    }
     sl_buf_append(&b, p->tenant.data, p->tenant.len);
     sl_buf_putc(&b, 0);
     sl_buf_append(&b, p->cache_salt.data, p->cache_salt.len);
@@ -114,7 +121,7 @@ static bool open_streams(struct gen *g, const struct gen_params *p)
     for (uint32_t c = 0; c < p->n; c++) {
         struct stream *s = &g->streams[c];
         s->gen = g;
-        s->choice = c;
+        s->choice = p->relay ? p->relay->choice : c;
         s->id = ++n->next_id;
         s->n_prompt = p->n_prompt;
         s->detok.skip_special = !p->keep_special;
@@ -123,6 +130,8 @@ static bool open_streams(struct gen *g, const struct gen_params *p)
             s->shown = p->shown[c];
         for (uint32_t i = 0; i < p->n_prompt; i++)
             sl_tokens_push(&s->log, p->prompt[i]);
+        for (uint32_t i = 0; p->relay && i < p->relay->n_generated; i++)
+            sl_tokens_push(&s->log, p->relay->generated[i]);
         if (s->log.failed)
             return false;
         sl_hash_insert(&n->streams, &s->by_id, sl_hash64(&s->id, sizeof s->id, 0));
@@ -166,7 +175,7 @@ static enum sl_status route(struct gen *g, struct sl_err *err)
                                      .priority = g->params.priority,
                                      .tenant = g->tenant,
                                      .deadline_ns = g->deadline_ns,
-                                     .has_class = s->shown.n_tokens > 0,
+                                     .has_class = g->params.has_class,
                                      .class_hash = g->params.class_hash,
                                      .user = s};
         memcpy(&q.salt, g->salt, sizeof q.salt);
@@ -199,6 +208,10 @@ enum sl_status gen_start(struct node *n, const struct gen_params *p, const struc
         return sl_fail(err, SL_NO_MEMORY, "no memory for a request of %u tokens", p->n_prompt);
     }
     derive_tenant(g, p);
+    if (p->relay) {
+        g->hops = p->relay->hops;
+        g->on_tokens = p->relay->on_tokens;
+    }
     if (!g->params.sampling.max_tokens)
         g->params.sampling.max_tokens = n->max_len - p->n_prompt;
     if (!p->has_seed)
@@ -273,6 +286,7 @@ void gen_send(struct node *n, struct stream *s, const struct sl_action *a)
     q->n_tokens = (uint32_t)s->log.n;
     q->n_prompt = s->n_prompt;
     q->choice = s->choice;
+    q->hops = g->hops;
     q->priority = g->params.priority;
     q->tenant = g->tenant;
     memcpy(q->salt, g->salt, sizeof q->salt);
@@ -519,6 +533,30 @@ static void count_tokens(struct gen *g, const struct sl_msg_out *o, uint64_t now
     g->last_token_ns = now;
 }
 
+/* To the router above, which keeps the text. */
+static void pass_on(struct stream *s, const struct sl_msg_out *o, uint64_t now)
+{
+    static const char *const reasons[] = {"", "stop", "length", "abort", "error", "error"};
+    struct gen *g = s->gen;
+    void *ctx = g->ctx;
+    void (*on_tokens)(void *, const struct sl_msg_out *) = g->on_tokens;
+    for (uint32_t i = 0; i < o->n_tokens; i++)
+        sl_tokens_push(&s->log, o->tokens[i]);
+    if (s->log.failed) {
+        struct sl_err err;
+        sl_fail(&err, SL_NO_MEMORY, "no memory for a stream's tokens");
+        gen_fail(g, &err);
+        return;
+    }
+    count_tokens(g, o, now);
+    if (o->end) {
+        s->state = ENDING; /* the router's table has it no more */
+        metrics_end(g, reasons[o->end < 6 ? o->end : 5], now);
+        gen_bury(g);
+    }
+    on_tokens(ctx, o);
+}
+
 /* The first output says which class the stream is of; the chain starts with it. */
 static bool start_chain(struct stream *s, uint64_t link)
 {
@@ -541,9 +579,9 @@ void gen_output(struct node *n, uint64_t link, const struct sl_msg_out *o, uint6
     if (o->end && !o->n_tokens &&
         sl_router_prefilled(n->router, link, o->id, o->epoch, prefill_status(o), now))
         return;
-    bool refused =
-        o->end == 5 && !o->n_tokens &&
-        (o->status == SL_QUEUE_FULL || o->status == SL_DRAINING || o->status == SL_NO_MEMORY);
+    bool refused = o->end == 5 && !o->n_tokens &&
+                   (o->status == SL_QUEUE_FULL || o->status == SL_DRAINING ||
+                    o->status == SL_NO_MEMORY || o->status == SL_PEER || o->status == SL_LOADING);
     if (refused) {
         sl_router_refused(n->router, link, o->id, o->epoch, (enum sl_status)o->status, now);
         return;
@@ -556,6 +594,10 @@ void gen_output(struct node *n, uint64_t link, const struct sl_msg_out *o, uint6
     if (!sl_router_output(n->router, link, &out, now) || !s)
         return;
     struct gen *g = s->gen;
+    if (g->on_tokens) {
+        pass_on(s, o, now);
+        return;
+    }
     bool kept = !o->n_tokens || s->class_name.data || start_chain(s, link);
     for (uint32_t i = 0; i < o->n_tokens; i++)
         sl_tokens_push(&s->log, o->tokens[i]);

@@ -17,6 +17,7 @@
 
 struct node;
 struct gen;
+struct sl_msg_out;
 
 /* Everything is copied by gen_start. */
 struct gen_params {
@@ -37,7 +38,21 @@ struct gen_params {
      * tokens are computed again, compared with the link and handed out once as `replayed`. NULL: a
      * new generation. */
     const struct sl_event_choice *shown;
+    bool has_class; /* only workers of class_hash may compute it */
     uint64_t class_hash;
+    const struct gen_relay *relay; /* NULL: a request of a door */
+};
+
+/* A stream of a router above this one: tokens in, tokens out, no text. n is 1, and the parameters
+ * of text do not count. */
+struct gen_relay {
+    const uint32_t *generated; /* earlier tokens, after the prompt */
+    uint32_t n_generated;
+    uint32_t choice, hops;
+    uint64_t tenant;  /* as the other router made them of a request's names */
+    uint8_t salt[32]; /* of the prefix cache */
+    /* Instead of the other callbacks but on_error. With an end the gen is gone. */
+    void (*on_tokens)(void *ctx, const struct sl_msg_out *o);
 };
 
 /* What came since the last call for this choice. Borrowed during the call. */

@@ -4,6 +4,7 @@
  * (ZeroMQ's descriptor is edge-triggered), carries out the router's actions and frees what ended.
  */
 #include "node.h"
+#include "sites.h"
 
 #include <signal.h>
 #include <sluice/base/fault.h>
@@ -148,12 +149,15 @@ void node_print_ps(struct node *n, struct sl_buf *out)
 {
     struct sl_router_stats s;
     sl_router_stats(n->router, &s);
+    const char *site = n->cfg->site ? n->cfg->site : "";
+    sl_buf_printf(out, "[{\"pid\":%ld,\"role\":\"router\",\"site\":", (long)getpid());
+    sl_buf_json_str(out, site, strlen(site));
     sl_buf_printf(out,
-                  "[{\"pid\":%ld,\"role\":\"router\",\"site\":\"\",\"rank\":0,\"tp\":1,\"pp\":1,"
+                  ",\"rank\":0,\"tp\":1,\"pp\":1,"
                   "\"isa\":\"\",\"class\":\"\",\"threads\":1,\"max_batched_tokens\":0,"
                   "\"weight_bytes\":0,\"comm_bytes\":0,\"kv_pages_total\":0,\"kv_pages_free\":0,"
                   "\"running\":%u,\"waiting\":%u,\"steps\":0,\"kernels\":{}}",
-                  (long)getpid(), s.inflight, s.waiting);
+                  s.inflight, s.waiting);
     for (struct sl_list *l = n->peers.next; l != &n->peers; l = l->next)
         node_ranks_print(SL_ENTRY(l, struct peer, link), out);
     sl_buf_putc(out, ']');
@@ -250,6 +254,7 @@ static void on_tick(void *ctx)
     uint64_t now = sl_now_ns();
     sl_router_tick(n->router, now);
     node_bus_tick(n, now);
+    uplink_tick(n->uplink, now);
     node_children_tick(n, now);
     drain_tick(n, now);
     if (!n->stopping)
@@ -266,6 +271,7 @@ static void on_idle(void *ctx)
     struct node *n = ctx;
     sl_fault_delay(SL_FAULT_ROUTER_SLOW);
     node_bus_drain(n);
+    uplink_pump(n->uplink);
     node_pump(n);
     node_bus_drain(n); /* sending may have consumed the descriptor's edge */
     gen_free_dead(n);
@@ -359,9 +365,10 @@ static enum sl_status open_parts(struct node *n, struct sl_err *err)
     if (!n->loop)
         return sl_fail(err, SL_NO_MEMORY, "no memory or descriptors for the event loop");
     metrics_open();
-    enum sl_status s = read_keys(n, err);
-    if (s || (s = open_router(n, err)) || (s = open_gateway(n, err)) || (s = open_grpc(n, err)) ||
-        (s = open_bus(n, err)) || (s = open_watches(n, err)) || (s = node_children_start(n, err)))
+    enum sl_status s = sites_check(n->cfg->site_weights, err);
+    if (s || (s = read_keys(n, err)) || (s = open_router(n, err)) || (s = open_gateway(n, err)) ||
+        (s = open_grpc(n, err)) || (s = open_bus(n, err)) || (s = open_watches(n, err)) ||
+        (s = uplink_open(n, &n->uplink, err)) || (s = node_children_start(n, err)))
         return s;
     return SL_OK;
 }
@@ -370,7 +377,7 @@ static enum sl_status open_parts(struct node *n, struct sl_err *err)
 static void stop_children(struct node *n)
 {
     bool polite = n->result == SL_OK;
-    if (polite && n->bus)
+    if (polite && n->bus && n->cfg->n_workers) /* a cluster's workers stay for other routers */
         node_bus_say_drain(n);
     node_children_stop(n, SIGTERM);
     int limit_ms = polite ? STOP_CHILDREN_MS : STOP_AT_ONCE_MS;
@@ -392,6 +399,7 @@ static void stop_children(struct node *n)
 static void close_parts(struct node *n)
 {
     n->stopping = true;
+    uplink_close(n->uplink);
     grpc_door_close(n->grpc);
     if (n->gateway)
         gateway_close(n->gateway);

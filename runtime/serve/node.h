@@ -5,6 +5,7 @@
 #include "gateway.h"
 #include "gen.h"
 #include "grpc_door.h"
+#include "uplink.h"
 #include <sluice/base/containers.h>
 #include <sluice/control/membership.h>
 #include <sluice/control/router.h>
@@ -77,6 +78,8 @@ struct gen {
     struct stream *streams; /* [params.n] */
     uint32_t n_live;        /* streams not ENDED */
     struct gen_usage usage;
+    uint32_t hops; /* routers before this one */
+    void (*on_tokens)(void *ctx, const struct sl_msg_out *o); /* a relay's; NULL: text is made */
     bool paused, dead, has_first;
 };
 
@@ -87,6 +90,7 @@ struct node {
     struct sl_router *router;
     struct gateway *gateway;
     struct grpc_door *grpc; /* NULL: none asked for */
+    struct uplink *uplink;  /* NULL: no router above */
     struct sl_watch *bus_watch;
     struct sl_timer *tick;
     struct sl_signal *on_term, *on_int, *on_chld;

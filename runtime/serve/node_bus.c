@@ -1,6 +1,7 @@
 /* The node's side of the bus, a shell around membership and router: messages become their inputs,
  * their actions become messages; the model's metadata (tokenizer, template) is opened once. */
 #include "node.h"
+#include "sites.h"
 
 #include <sluice/base/limits.h>
 #include <sluice/base/log.h>
@@ -87,6 +88,7 @@ static void router_load(struct node *n, const struct peer *p, uint64_t now)
                                   .waiting = p->load.waiting,
                                   .pages_free = p->load.pages_free,
                                   .pages_total = p->load.pages_total,
+                                  .max_seqs = p->load.max_seqs,
                                   .steps = p->load.steps,
                                   .step_age_ns = ms_to_ns(p->load.last_step_age_ms),
                                   .step_expected_ns = ms_to_ns(p->load.step_expected_ms)};
@@ -103,15 +105,16 @@ static enum sl_worker_role role_of(struct sl_str word)
 /* The worker serves the node's model: the router may use it. */
 static void peer_join(struct node *n, struct peer *p, uint64_t now)
 {
-    struct sl_worker_desc d = {.key = p->key,
-                               .class_hash =
-                                   sl_hash64(p->hello.class_name.data, p->hello.class_name.len, 0),
-                               .max_seqs = p->hello.max_seqs,
-                               .max_len = p->hello.max_len,
-                               .queue_max = p->hello.queue_max,
-                               .role = role_of(p->hello.role),
-                               .kv_layout = p->hello.kv_layout,
-                               .serves_kv = p->hello.kv_address.len > 0};
+    struct sl_worker_desc d = {
+        .key = p->key,
+        .class_hash = sl_hash64(p->hello.class_name.data, p->hello.class_name.len, 0),
+        .max_seqs = p->hello.max_seqs,
+        .max_len = p->hello.max_len,
+        .queue_max = p->hello.queue_max,
+        .role = role_of(p->hello.role),
+        .kv_layout = p->hello.kv_layout,
+        .serves_kv = p->hello.kv_address.len > 0,
+        .weight_percent = sites_weight_percent(n->cfg->site_weights, p->hello.site)};
     struct sl_err err;
     if (sl_router_worker_up(n->router, &d, now, &err)) {
         sl_log(SL_LOG_WARN, "worker %u refused: %s", p->hello.pid, err.msg);

@@ -4,6 +4,7 @@
 #include <sluice/base/metrics.h>
 #include <sluice/base/time.h>
 #include <stddef.h>
+#include <stdio.h>
 #include <string.h>
 
 #define COUNTER(var, n, h) static struct sl_metric var = {.name = n, .help = h, .kind = SL_COUNTER}
@@ -88,6 +89,65 @@ void metrics_open(void)
     }
 }
 
+/* --- sites ------------------------------------------------------------------------------------ */
+
+#define SITES_MAX 32 /* further ones are counted nowhere */
+
+static struct site {
+    char name[65], labels[80];
+    struct sl_metric workers, running;
+} sites[SITES_MAX];
+static uint32_t n_sites;
+
+/* A label's text: what would need an escape becomes '_'. */
+static void label_site(struct site *s)
+{
+    size_t n = (size_t)snprintf(s->labels, sizeof s->labels, "site=\"");
+    for (const char *c = s->name; *c; c++)
+        s->labels[n++] = *c == '"' || *c == '\\' || (unsigned char)*c < ' ' ? '_' : *c;
+    s->labels[n++] = '"';
+    s->labels[n] = 0;
+}
+
+static struct site *site_of(struct sl_str name)
+{
+    for (uint32_t i = 0; i < n_sites; i++)
+        if (sl_str_eqz(name, sites[i].name))
+            return &sites[i];
+    if (!name.len || name.len >= sizeof sites->name || n_sites == SITES_MAX)
+        return NULL;
+    struct site *s = &sites[n_sites++];
+    memcpy(s->name, name.data, name.len);
+    label_site(s);
+    s->workers = (struct sl_metric){.name = "sluice_site_workers",
+                                    .help = "Workers and sites registered, by site",
+                                    .kind = SL_GAUGE,
+                                    .labels = s->labels};
+    s->running = (struct sl_metric){.name = "sluice_site_requests_running",
+                                    .help = "Sequences being computed, by site",
+                                    .kind = SL_GAUGE,
+                                    .labels = s->labels};
+    sl_metric_register(&s->workers);
+    sl_metric_register(&s->running);
+    return s;
+}
+
+static void refresh_sites(const struct node *n)
+{
+    for (uint32_t i = 0; i < n_sites; i++) {
+        sl_metric_set(&sites[i].workers, 0);
+        sl_metric_set(&sites[i].running, 0);
+    }
+    for (const struct sl_list *l = n->peers.next; l != &n->peers; l = l->next) {
+        const struct peer *p = SL_ENTRY(l, struct peer, link);
+        struct site *s = p->joined ? site_of(p->hello.site) : NULL;
+        if (!s)
+            continue;
+        sl_metric_set(&s->workers, sl_metric_value(&s->workers) + 1);
+        sl_metric_set(&s->running, sl_metric_value(&s->running) + p->load.running);
+    }
+}
+
 static double seconds(uint64_t from_ns, uint64_t to_ns)
 {
     return to_ns > from_ns ? (double)(to_ns - from_ns) / 1e9 : 0;
@@ -132,6 +192,7 @@ void node_refresh_metrics(struct node *n)
 {
     struct sl_router_stats r;
     uint64_t run = 0, wait = 0, total = 0, free_pages = 0, preempted = 0, queries = 0, hits = 0;
+    refresh_sites(n);
     sl_router_stats(n->router, &r);
     for (struct sl_list *l = n->peers.next; l != &n->peers; l = l->next) {
         const struct sl_msg_load *w = &SL_ENTRY(l, struct peer, link)->load;

@@ -62,6 +62,7 @@ enum sl_status openai_resume(struct call *c, struct sl_err *err)
     if (s || (s = check_id(c, &id, err)))
         return s;
     c->seed = id.seed;
+    g->has_class = true;
     g->class_hash = c->class_hash = id.class_hash;
     return SL_OK;
 }

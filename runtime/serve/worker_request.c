@@ -2,6 +2,7 @@
  *
  * The engine knows requests by numbers of our own; a router knows them by (link, id). A request
  * that its router gave up becomes an orphan: cancelled, out of the table, its output dropped. */
+#include "submit.h"
 #include "worker.h"
 
 #include <sluice/base/fault.h>
@@ -69,30 +70,6 @@ static void answer(struct worker *w, uint32_t link, const struct sl_msg_submit *
         worker_link_broken(w, link);
 }
 
-static void read_sampling(struct worker *w, const struct sl_msg_submit *m, struct sl_sampling *s)
-{
-    *s = (struct sl_sampling){.temperature = m->temperature,
-                              .top_k = m->top_k,
-                              .top_p = m->top_p,
-                              .min_p = m->min_p,
-                              .typical_p = m->typical_p,
-                              .presence_penalty = m->presence_penalty,
-                              .frequency_penalty = m->frequency_penalty,
-                              .repetition_penalty = m->repetition_penalty,
-                              .seed = m->seed,
-                              .n_logprobs = m->n_logprobs,
-                              .want_logprob = m->want_logprob,
-                              .ignore_eos = m->ignore_eos,
-                              .min_tokens = m->min_tokens,
-                              .max_tokens = m->max_tokens,
-                              .bias = w->bias,
-                              .n_bias = m->n_bias,
-                              .stop_ids = m->stop_ids,
-                              .n_stop_ids = m->n_stop_ids};
-    for (uint32_t i = 0; i < m->n_bias; i++)
-        w->bias[i] = (struct sl_logit_bias){m->bias[i].token, m->bias[i].bias};
-}
-
 static void read_request(struct worker *w, const struct sl_msg_submit *m, struct request *r,
                          struct sl_engine_request *q)
 {
@@ -109,7 +86,7 @@ static void read_request(struct worker *w, const struct sl_msg_submit *m, struct
                                        .user = r};
     memcpy(q->seq.salt, m->salt, sizeof q->seq.salt);
     q->seq.deadline_ns = r->deadline_ns;
-    read_sampling(w, m, &q->sampling);
+    submit_sampling(m, w->bias, &q->sampling);
 }
 
 /* Why this request cannot even be tried; SL_OK when it can. */

@@ -353,6 +353,58 @@ static void test_retries_are_forgiven(void **state)
     sl_router_close(r);
 }
 
+static void up_site(struct sl_router *r, uint64_t key, uint32_t max_seqs, uint32_t weight_percent)
+{
+    struct sl_worker_desc d = {
+        .key = key, .max_seqs = max_seqs, .max_len = 100, .weight_percent = weight_percent};
+    assert_int_equal(sl_router_worker_up(r, &d, 0, NULL), SL_OK);
+    check(r);
+}
+
+/* Of two sites of one size, the one that weighs three times as much gets three times as much. */
+static void test_weights(void **state)
+{
+    (void)state;
+    struct sl_router *r = open_with(base);
+    uint32_t n[2] = {0};
+    up_site(r, 0, 100, 100);
+    up_site(r, 1, 100, 300);
+    for (uint64_t id = 1; id <= 16; id++) {
+        submit(r, id);
+        n[next(r).worker_key]++;
+    }
+    assert_int_equal(n[0], 4);
+    assert_int_equal(n[1], 12);
+    sl_router_close(r);
+}
+
+/* A site grows and shrinks by its reports; what it has stays with it. */
+static void test_site_changes_size(void **state)
+{
+    (void)state;
+    struct sl_router *r = open_with(base);
+    struct sl_worker_load l = {.pages_free = 1, .pages_total = 1};
+    up_site(r, 7, 1, 0);
+    for (uint64_t id = 1; id <= 4; id++)
+        submit(r, id);
+    expect_send(r, 1, 7, 1);
+    none(r);
+    l.max_seqs = 3;
+    sl_router_worker_load(r, 7, &l, 1);
+    expect_send(r, 2, 7, 1);
+    expect_send(r, 3, 7, 1);
+    none(r);
+    l.max_seqs = 1;
+    sl_router_worker_load(r, 7, &l, 2);
+    check(r);
+    assert_true(output(r, 7, 1, 1, 1, true));
+    assert_true(output(r, 7, 2, 1, 1, true));
+    none(r);
+    assert_true(output(r, 7, 3, 1, 1, true));
+    expect_send(r, 4, 7, 1);
+    sl_router_close(r);
+}
+
 static void test_stranded(void **state)
 {
     (void)state;
@@ -932,6 +984,8 @@ int main(void)
         cmocka_unit_test(test_cancel),
         cmocka_unit_test(test_deadlines),
         cmocka_unit_test(test_worker_drain),
+        cmocka_unit_test(test_weights),
+        cmocka_unit_test(test_site_changes_size),
         cmocka_unit_test(test_registers_again),
         cmocka_unit_test(test_prompts_go_to_a_prefill_worker),
         cmocka_unit_test(test_no_source),

@@ -285,6 +285,15 @@ def wait_until(what, holds, limit=20):
         time.sleep(0.02)
 
 
+def until_true(what, attempt, n=6):
+    """Runs `attempt`, which checks what must hold always and returns whether it met what it is for (a fault
+    in mid-stream: a fast server may be done before); fails when that never came."""
+    for _ in range(n):
+        if attempt():
+            return
+    raise AssertionError(what)
+
+
 def in_parallel(jobs):
     """Runs callables on threads, returns their results in order; the first error is raised."""
     results, errors = [None] * len(jobs), []

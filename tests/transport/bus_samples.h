@@ -39,6 +39,7 @@ static struct sl_msg_load sample_load(void)
                                 .kv_bytes_sent = 9,
                                 .kv_bad = 10,
                                 .kv_fallbacks = 11,
+                                .max_seqs = 65536,
                                 .reforming = true};
 }
 
@@ -111,7 +112,8 @@ static void sample_submit(struct samples *s, struct sl_msg *m)
                                        .bias = s->bias,
                                        .n_bias = 3,
                                        .stop_ids = s->stop_ids,
-                                       .n_stop_ids = 2};
+                                       .n_stop_ids = 2,
+                                       .hops = SL_LIMIT_router_hops};
     memset(m->submit.salt, 0x5a, 32);
     m->submit.kv_ticket = UINT64_MAX - 6;
     m->submit.kv_address = SL_STR("tcp:10.0.0.1:65535");

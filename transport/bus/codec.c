@@ -35,7 +35,7 @@
     X(prefill_tokens)                                                                              \
     X(decode_tokens) X(preempted) X(prefix_queries) X(prefix_hits) X(last_step_age_ms) X(op_calls) \
         X(step_expected_ms) X(kv_pages_sent) X(kv_pages_received) X(kv_bytes_sent) X(kv_bad)       \
-            X(kv_fallbacks)
+            X(kv_fallbacks) X(max_seqs)
 #define RANK_NUMBERS(X)                                                                            \
     X(rank)                                                                                        \
     X(pid) X(threads) X(weight_bytes) X(kv_bytes) X(comm_bytes) X(steps) X(op_calls)
@@ -48,7 +48,7 @@
     X(tenant)                                                                                      \
     X(seed) X(deadline_ms) X(temperature) X(top_p) X(min_p) X(typical_p) X(presence_penalty)       \
         X(frequency_penalty) X(repetition_penalty) X(top_k) X(n_logprobs) X(min_tokens)            \
-            X(max_tokens) X(kv_ticket)
+            X(max_tokens) X(kv_ticket) X(hops)
 #define SUBMIT_BOOLS(X) X(want_logprob) X(ignore_eos) X(no_prefix_cache) X(prefill_only)
 #define OUT_NUMBERS(X)  X(id) X(epoch) X(n_top) X(end) X(status) X(n_cached) X(ordinal)
 

@@ -96,6 +96,7 @@ static void check_load(struct check *c, const struct sl_msg_load *l)
 {
     range(c, "load.running", l->running, 0, SEQS_MAX);
     range(c, "load.waiting", l->waiting, 0, SEQS_MAX);
+    range(c, "load.max_seqs", l->max_seqs, 0, SEQS_MAX);
     range(c, "load.pages_total", l->pages_total, 0, PAGES_MAX);
     range(c, "load.pages_free", l->pages_free, 0, l->pages_total);
     range(c, "load.step_expected_ms", l->step_expected_ms, 0, DEADLINE_MS_MAX);
@@ -150,6 +151,7 @@ static void check_submit(struct check *c, const struct sl_msg_submit *s)
     text(c, "submit.kv_address", s->kv_address, SL_BULK_ADDRESS_MAX - 1);
     if (s->prefill_only && s->kv_address.len)
         refuse(c, "submit.kv_address", "does not go with prefill_only");
+    range(c, "submit.hops", s->hops, 0, SL_LIMIT_router_hops);
     range(c, "submit.bias", s->n_bias, 0, SL_LIMIT_logit_bias);
     for (uint32_t i = 0; i < s->n_bias && !c->bad; i++) {
         range(c, "submit.bias", s->bias[i].token, 0, SL_LIMIT_vocab_tokens - 1);

@@ -31,6 +31,7 @@
     X(queue_requests, 1024, "requests", "waiting at a router before 429")                          \
     X(inflight_requests, 4096, "requests", "in flight at a router")                                \
     X(workers, 256, "workers", "registered with one router")                                       \
+    X(router_hops, 4, "routers", "a request passes one after the other (sites of sites)")          \
     X(bus_message_bytes, 4194304, "bytes", "one bus message")                                      \
     X(bus_hwm_messages, 4096, "messages", "queued on one bus link")                                \
     X(bulk_connections, 128, "connections", "transfers of KV pages a worker serves, and fetches")   \

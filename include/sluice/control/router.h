@@ -71,6 +71,7 @@ struct sl_router_config {
 
 struct sl_worker_load {
     uint32_t running, waiting;
+    uint32_t max_seqs;        /* from now on: a site's workers come and go; 0: as registered */
     uint32_t pages_free, pages_total;
     uint64_t steps;
     uint64_t rows, busy_ns;   /* of all steps so far, and the time they took */
@@ -101,6 +102,7 @@ struct sl_worker_desc {
     uint64_t kv_layout;         /* workers of the same can exchange KV pages; 0: with nobody */
     bool serves_kv;             /* can be a source */
     uint64_t instance;          /* the same at every router, of one life of the worker; 0: key */
+    uint32_t weight_percent;    /* share beside others of its size, up to 10000; 0: 100 */
 };
 
 struct sl_route_request {

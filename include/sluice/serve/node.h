@@ -19,6 +19,11 @@ struct sl_node_config {
     uint32_t n_bind;
     const char *curve_dir; /* keys for tcp endpoints; NULL: only ipc and loopback */
     uint32_t bus_version;  /* highest to speak; 0: the newest */
+    /* Federation: routers above, to which this one is a worker (a site). */
+    const char *const *connect;
+    uint32_t n_connect;
+    const char *site;         /* NULL: "" */
+    const char *site_weights; /* "a=2,b=0.5": shares of the sites below; NULL: all alike */
     const char *run_dir; /* for the ipc folder, e.g. $XDG_RUNTIME_DIR or /tmp */
 
     /* Supervised workers: argv of one, without --connect and its endpoint, which are appended.

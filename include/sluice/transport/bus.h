@@ -46,6 +46,7 @@ struct sl_msg_load {
     uint64_t kv_bad;           /* rows and pages that came wrong */
     uint64_t kv_fallbacks;     /* requests whose pages did not all come: they were computed */
     uint64_t step_expected_ms; /* how long the step in progress should take; 0: unknown */
+    uint32_t max_seqs; /* in place of the HELLO's from now on: a site's changes; 0: as it was */
     bool reforming; /* a rank was lost: requests wait until the group stands again */
 };
 struct sl_msg_hello {
@@ -98,6 +99,7 @@ struct sl_msg_submit {
     uint64_t kv_ticket;        /* of the pages: kept, or to be fetched from kv_address */
     struct sl_str kv_address;  /* worker that computes the prompt's pages; empty: none does */
     uint8_t kv_key[32];        /* of its bulk channel; zeros without kv_address */
+    uint32_t hops;             /* routers it passed before the sender */
 };
 struct sl_msg_cancel {
     uint64_t id;
