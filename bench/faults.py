@@ -437,6 +437,81 @@ def rolling_restart(run):
         run.figure(f"requests failed of {total}", len(failed), "", 0)
 
 
+class Squatters:
+    """Connections to a port that say a greeting or nothing, and never a key; each that is closed comes again,
+    so that there are always as many."""
+
+    GREETING = b"\xff" + bytes(7) + b"\x01\x7f\x03\x01" + b"CURVE".ljust(20, b"\0") + b"\0" + bytes(31)
+
+    def __init__(self, port, n):
+        self.port, self.stop = port, threading.Event()
+        self.selector, self.n_made = selectors.DefaultSelector(), 0
+        self.thread = threading.Thread(target=self.run, args=(n,))
+        self.thread.start()
+
+    def one(self):
+        s = socket.socket()
+        s.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2048)
+        try:
+            s.connect(("127.0.0.1", self.port))
+            s.sendall([b"", self.GREETING][self.n_made % 2])
+        except OSError:
+            pass
+        self.n_made += 1
+        self.selector.register(s, selectors.EVENT_READ)
+
+    def run(self, n):
+        for _ in range(n):
+            self.one()
+        while not self.stop.is_set():
+            for key, _ in self.selector.select(0.2):
+                try:
+                    gone = not key.fileobj.recv(4096)
+                except OSError:
+                    gone = True
+                if gone:
+                    self.selector.unregister(key.fileobj)
+                    key.fileobj.close()
+                    self.one()
+        for key in list(self.selector.get_map().values()):
+            key.fileobj.close()
+
+    def end(self):
+        self.stop.set()
+        self.thread.join()
+
+
+@fault("S-02", "a thousand squatters on the CURVE port")
+def squatters(run):
+    with tempfile.TemporaryDirectory() as keys, Cluster(run.o.sluice, run.o.tiny) as c:
+        subprocess.run([run.o.sluice, "keygen", "--curve-dir", keys, "--nodes", "router:r,worker:w"], check=True,
+                       stdout=subprocess.DEVNULL)
+        port = free_port()
+        end = f"tcp://127.0.0.1:{port}"
+        router = c.router("--bind", end, "--curve-dir", f"{keys}/r")
+        c.worker("--connect", end, "--curve-dir", f"{keys}/w", "--threads", 1)
+        router.wait_port()
+        reqs = bodies(16, 400)
+        want = undisturbed(router, reqs)
+        rss, peak, times = rss_bytes(router.pid), 0, {False: [], True: []}
+        for k in range(2 * run.o.squat_rounds):  # in turn, so that the machine's other work hits both
+            attack = Squatters(port, 1000) if k % 2 else None
+            if attack:
+                wait("the squatters to be there", lambda: attack.n_made >= 1000)
+            start = time.time()
+            got = undisturbed(router, reqs)
+            times[bool(attack)].append(time.time() - start)
+            peak = max(peak, rss_bytes(router.pid))
+            if attack:
+                attack.end()
+            if got != want:
+                run.exact(got, want)
+        run.exact(got, want)
+        loss = 100 * (percentile(times[True], 50) / percentile(times[False], 50) - 1)
+        run.figure("throughput lost, median of rounds", loss, "%", 2)
+        run.figure("memory grown, at most", (peak - rss) / 2**20, "MiB", 32)
+
+
 def tiny_model(options):
     """A small random model from the build's generator."""
     maker = os.path.join(os.path.dirname(options.sluice), "tests/golden/sluice_tiny_model")
@@ -457,6 +532,7 @@ def main():
     p.add_argument("--requests", type=int, default=10000, help="of the rolling restart")
     p.add_argument("--disconnects", type=int, default=2000)
     p.add_argument("--readers", type=int, default=200)
+    p.add_argument("--squat-rounds", type=int, default=10, help="with and without squatters each")
     p.add_argument("--rounds", type=int, default=3, help="of each rank fault")
     o = p.parse_args()
     unknown = set(o.only.split(",")) - set(FAULTS) if o.only else set()

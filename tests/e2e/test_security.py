@@ -189,7 +189,7 @@ class Tampering:
         self.to = int(router.bus.rsplit(":", 1)[1])
         self.listener = socket.create_server(("127.0.0.1", 0))
         self.bus = f"tcp://127.0.0.1:{self.listener.getsockname()[1]}"
-        self.act = None
+        self.act, self.tape = None, []  # of what passes to the router
         threading.Thread(target=self.serve, daemon=True).start()
 
     def serve(self):
@@ -205,6 +205,8 @@ class Tampering:
     def pump(self, source, sink, upward):
         try:
             while data := source.recv(65536):
+                if upward and len(self.tape) < 200:
+                    self.tape.append(data)
                 act = self.act if upward and len(data) > 64 else None
                 if act:
                     self.act = None
@@ -403,6 +405,29 @@ class Security(unittest.TestCase):
                 load.more(4)
             self.assertTrue(all(w.proc.poll() is None for w in c.workers))
             self.assertEqual(metric(c.router, "sluice_zmq_malformed_total"), 0)
+
+    def test_replayed_session(self):
+        """All that a worker ever said, said again by somebody who has no key."""
+        keys = self.keys("router:r", "worker:w0")
+        with Cluster(1, keys, through=Tampering) as c, Load(c.router, 2) as load:
+            load.more(6)
+            tape = list(c.target.tape)
+            handshakes = metric(c.router, "sluice_zmq_handshakes_total")
+            failed = metric(c.router, "sluice_zmq_handshakes_failed_total")
+            for _ in range(20):
+                s = socket.create_connection(("127.0.0.1", c.bus_port))
+                try:
+                    for part in tape:
+                        s.sendall(part)
+                        time.sleep(0)
+                except OSError:
+                    pass  # cut off
+                s.close()
+            wait_until("each is counted", lambda: metric(c.router, "sluice_zmq_handshakes_failed_total") >=
+                       failed + 20)
+            load.more(4)
+            self.assertEqual(metric(c.router, "sluice_zmq_handshakes_total"), handshakes)
+            self.assertEqual(c.pids(), [c.workers[0].pid])
 
     def test_rolling_upgrade(self):
         """Workers of bus version 1 are replaced one by one; then a router of version 1 has new workers."""

@@ -23,7 +23,7 @@ static char *key_dir(const struct keys *k, const char *node, char out[PATH_MAX])
     return out;
 }
 
-static void keys_make(const struct keys *k, const char *node, enum sl_key_role role, bool force)
+static inline void keys_make(const struct keys *k, const char *node, enum sl_key_role role, bool force)
 {
     char dir[PATH_MAX];
     struct sl_err err;
@@ -34,7 +34,7 @@ static void keys_make(const struct keys *k, const char *node, enum sl_key_role r
 }
 
 /* `host` allows `guest`. */
-static void keys_admit(const struct keys *k, const char *host, const char *guest)
+static inline void keys_admit(const struct keys *k, const char *host, const char *guest)
 {
     char a[PATH_MAX], b[PATH_MAX];
     struct sl_err err;
@@ -42,14 +42,14 @@ static void keys_admit(const struct keys *k, const char *host, const char *guest
         fail_msg("%s", err.msg);
 }
 
-static void keys_expel(const struct keys *k, const char *host, const char *guest)
+static inline void keys_expel(const struct keys *k, const char *host, const char *guest)
 {
     char path[PATH_MAX];
     snprintf(path, sizeof path, "%s/%s/allowed/%s.pub", k->root, host, guest);
     assert_int_equal(unlink(path), 0);
 }
 
-static int keys_set_up(void **state)
+static inline int keys_set_up(void **state)
 {
     static const char *const friends[] = {"r", "w", "v"};
     struct keys *k = calloc(1, sizeof *k);
@@ -76,7 +76,7 @@ static int remove_one(const char *path, const struct stat *st, int flag, struct 
     return remove(path);
 }
 
-static int keys_tear_down(void **state)
+static inline int keys_tear_down(void **state)
 {
     struct keys *k = *state;
     nftw(k->root, remove_one, 8, FTW_DEPTH | FTW_PHYS);
