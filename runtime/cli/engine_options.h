@@ -71,6 +71,22 @@ struct engine_options {
      .meta = meta_,                                                                                \
      .help = help_},
 
+/* KV events, of worker and serve: a field `kv` of the verb's options. */
+struct kv_events_options {
+    bool enabled;
+    const char *endpoint, *replay_endpoint, *topic, *format;
+};
+#define KV_EVENTS_OPTION_TABLE(X)                                                                  \
+    X("kv-events", SL_OPT_FLAG, kv.enabled, "true", 0, 0, NULL, NULL,                              \
+      "tell routers what the prefix cache holds")                                                  \
+    X("kv-events-endpoint", SL_OPT_STRING, kv.endpoint, NULL, 0, 0, NULL, "ENDPOINT",              \
+      "publish KV events for others there too, in vLLM's format")                                  \
+    X("kv-events-replay-endpoint", SL_OPT_STRING, kv.replay_endpoint, NULL, 0, 0, NULL, "ENDPOINT",\
+      "answer requests for missed KV events there")                                                \
+    X("kv-events-topic", SL_OPT_STRING, kv.topic, "", 0, 0, NULL, "TOPIC", "topic of KV events")   \
+    X("kv-events-format", SL_OPT_CHOICE, kv.format, "vllm", 0, 0, "vllm|vllm-array", "FORMAT",     \
+      "events as named fields (vLLM 0.33) or as arrays (before)")
+
 /* Fills what the options decide; the rest of *out is zeroed. `n_processes` groups of ranks share
  * this machine's cores when --threads is not given. SL_UNSUPPORTED for what is not built yet. */
 enum sl_status engine_options_config(const struct engine_options *o, uint32_t n_processes,

@@ -23,6 +23,7 @@ struct serve_options {
     const char *config, *bind, *connect, *curve_dir, *site, *site_weights, *inject;
     int64_t prefill_min_tokens, bus_version, port, grpc_port, queue, drain_timeout, workers;
     struct engine_options engine;
+    struct kv_events_options kv;
 };
 
 #define ROW(...)        CLI_OPTION_ROW(struct serve_options, __VA_ARGS__)
@@ -39,8 +40,8 @@ struct serve_options {
       "file of API keys, one a line")                                                              \
     X("served-model-name", SL_OPT_STRING, served_model_name, NULL, 0, 0, NULL, "NAME",             \
       "the model's name for clients (default: the file's name)")                                   \
-    X("routing-policy", SL_OPT_CHOICE, policy, "prefix-affinity", 0, 0,                            \
-      "prefix-affinity|least-load", "NAME", "how a worker is chosen")                              \
+    X("routing-policy", SL_OPT_CHOICE, policy, "kv", 0, 0,                                         \
+      "kv|prefix-affinity|session|power-of-two|least-load", "NAME", "how a worker is chosen")      \
     X("max-num-queued-reqs", SL_OPT_INT, queue, NULL, 1, SL_LIMIT_queue_requests, NULL, "N",       \
       "requests that may wait before 429")                                                         \
     X("shutdown-timeout", SL_OPT_INT, drain_timeout, "30", 0, 86400, NULL, "SECONDS",              \
@@ -66,7 +67,7 @@ struct serve_options {
       "shares of the sites below beside others of their size (default: 1)")
 
 static const struct sl_option serve_table[] = {
-    NODE_OPTION_TABLE(ROW) ENGINE_OPTION_TABLE(ENGINE_ROW) ROW(
+    NODE_OPTION_TABLE(ROW) ENGINE_OPTION_TABLE(ENGINE_ROW) KV_EVENTS_OPTION_TABLE(ROW) ROW(
         "workers", SL_OPT_INT, workers, "1", 1, 64, NULL, "N", "worker processes on this machine")};
 static const struct sl_option router_table[] = {NODE_OPTION_TABLE(ROW) CLUSTER_OPTION_TABLE(ROW)};
 
@@ -108,6 +109,30 @@ static enum sl_status node_config(const struct serve_options *o, char *const *en
     return SL_OK;
 }
 
+/* Flags of KV events that are not the default. One endpoint serves one worker. */
+static enum sl_status kv_events_args(const struct serve_options *o, const char **argv, uint32_t *n,
+                                     struct sl_err *err)
+{
+    const struct kv_events_options *kv = &o->kv;
+    const struct {
+        const char *flag, *value;
+    } rows[] = {{"--kv-events-endpoint", kv->endpoint},
+                {"--kv-events-replay-endpoint", kv->replay_endpoint},
+                {"--kv-events-topic", *kv->topic ? kv->topic : NULL},
+                {"--kv-events-format", strcmp(kv->format, "vllm") ? kv->format : NULL}};
+    if (o->workers > 1 && (kv->endpoint || kv->replay_endpoint))
+        return sl_fail_param(err, SL_USAGE, "kv-events-endpoint",
+                             "--kv-events-endpoint is for one worker, not for %d", (int)o->workers);
+    if (!kv->enabled)
+        argv[(*n)++] = "--no-kv-events";
+    for (size_t i = 0; i < sizeof rows / sizeof *rows; i++)
+        if (rows[i].value) {
+            argv[(*n)++] = rows[i].flag;
+            argv[(*n)++] = rows[i].value;
+        }
+    return SL_OK;
+}
+
 static enum sl_status worker_args(const struct serve_options *o, const char *model,
                                   struct sl_arena *arena, const char **argv, uint32_t *n,
                                   struct sl_err *err)
@@ -133,7 +158,8 @@ static enum sl_status worker_args(const struct serve_options *o, const char *mod
         argv[(*n)++] = "--log-format";
         argv[(*n)++] = o->log_format;
     }
-    return engine_options_args(&per_worker, arena, argv, WORKER_ARGS_MAX, n, err);
+    s = kv_events_args(o, argv, n, err);
+    return s ? s : engine_options_args(&per_worker, arena, argv, WORKER_ARGS_MAX, n, err);
 }
 
 static enum sl_status serve(const struct serve_options *o, const char *operand, char *const *env,

@@ -20,14 +20,16 @@ struct worker_options {
     struct engine_options engine;
     const char *connect, *curve_dir, *role, *site, *served_model_name, *log_format, *config,
         *inject;
+    struct kv_events_options kv;
     const char *rendezvous, *master_addr, *host_ip;
     int64_t rank, world_size, master_port;
     const char *kv_transfer, *kv_host;
     int64_t bus_version, supervised, shutdown_timeout;
 };
 
-#define AT(field) .offset = offsetof(struct worker_options, field)
-#define ROW(...)  ENGINE_OPTION_ROW(struct worker_options, engine, __VA_ARGS__)
+#define AT(field)   .offset = offsetof(struct worker_options, field)
+#define ROW(...)    ENGINE_OPTION_ROW(struct worker_options, engine, __VA_ARGS__)
+#define KV_ROW(...) CLI_OPTION_ROW(struct worker_options, __VA_ARGS__)
 
 static const struct sl_option table[] = {
     {.name = "connect",
@@ -141,7 +143,7 @@ static const struct sl_option table[] = {
      AT(config),
      .meta = "FILE",
      .help = "YAML file of options"},
-    ENGINE_OPTION_TABLE(ROW)};
+    ENGINE_OPTION_TABLE(ROW) KV_EVENTS_OPTION_TABLE(KV_ROW)};
 
 /* Cuts "a,b,c" in place. */
 static enum sl_status split_connect(char *text, const char **out, uint32_t *n, struct sl_err *err)
@@ -204,6 +206,10 @@ static enum sl_status run(const struct worker_options *o, const char *operand, c
                                    .kv_transfer = o->kv_transfer,
                                    .kv_host = o->kv_host,
                                    .run_dir = sl_cli_run_dir(env),
+                                   .kv_events_endpoint = o->kv.endpoint,
+                                   .kv_events_replay_endpoint = o->kv.replay_endpoint,
+                                   .kv_events_topic = o->kv.topic,
+                                   .kv_events_array = !strcmp(o->kv.format, "vllm-array"),
                                    .supervisor_pid = (int32_t)o->supervised,
                                    .drain_ms = (uint32_t)o->shutdown_timeout * 1000};
     if (!cfg.drain_ms)
@@ -227,6 +233,7 @@ static enum sl_status run(const struct worker_options *o, const char *operand, c
     if (s == SL_OK) {
         cfg.model_path = path.data;
         cfg.engine.weights_sha256 = sha256;
+        cfg.engine.kv_events = o->kv.enabled;
         if (!o->supervised && isatty(STDERR_FILENO))
             cfg.engine.progress = sl_cli_progress;
         s = sl_worker_run(&cfg, err);

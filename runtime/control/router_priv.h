@@ -22,7 +22,7 @@ struct worker {
     uint32_t n_reqs, n_sent;
     uint32_t cap_high; /* the largest sl_worker_cap it had */
     uint32_t foreign; /* requests of others, by its last report */
-    uint64_t n_new;   /* tokens it has to compute before our requests' next ones, as expected */
+    uint64_t n_new;   /* tokens our requests are expected to wait for there */
     uint64_t foreign_tokens; /* the same of others' requests, by its last report */
     bool reported;           /* since it came up */
     bool lost, stuck, stalled, draining;

@@ -430,6 +430,18 @@ uint32_t sl_sched_cached_tokens(const struct sl_sched *s, uint64_t id)
     return q ? q->n_cached : 0;
 }
 
+static uint64_t pending_tokens(const struct sl_sched *s)
+{
+    uint64_t n = 0;
+    for (const struct sl_list *l = s->arrivals.next; l != &s->arrivals; l = l->next)
+        n += SL_ENTRY(l, struct sl_seq, by_arrival)->n_tokens;
+    for (const struct sl_list *l = s->prefills.next; l != &s->prefills; l = l->next) {
+        const struct sl_seq *q = SL_ENTRY(l, struct sl_seq, link);
+        n += q->n_tokens - q->n_computed;
+    }
+    return n;
+}
+
 void sl_sched_stats(const struct sl_sched *s, struct sl_sched_stats *out)
 {
     *out = s->stats;
@@ -439,6 +451,7 @@ void sl_sched_stats(const struct sl_sched *s, struct sl_sched_stats *out)
     out->pages_free = sl_kv_available(&s->kv);
     out->pages_held = s->kv.n_held;
     out->n_steps = s->plan.step;
+    out->pending_tokens = pending_tokens(s);
 }
 
 bool sl_sched_idle(const struct sl_sched *s)

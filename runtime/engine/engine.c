@@ -32,8 +32,10 @@ static enum sl_status open_sched(struct sl_engine *e, const struct sl_engine_con
                                 .n_pages = e->info.n_pages,
                                 .page_size = e->info.page_size,
                                 .queue_max = e->info.queue_max,
-                                .prefix_cache = cfg->prefix_cache};
-    return sl_sched_open(&s, &e->sched, err);
+                                .prefix_cache = cfg->prefix_cache,
+                                .events = cfg->kv_events ? &e->events : NULL};
+    enum sl_status status = cfg->kv_events ? sl_engine_events_open(e, err) : SL_OK;
+    return status ? status : sl_sched_open(&s, &e->sched, err);
 }
 
 static bool open_buffers(struct sl_engine *e, const struct sl_engine_config *cfg)
@@ -213,6 +215,7 @@ enum sl_status sl_engine_open(const struct sl_engine_config *cfg, struct sl_engi
     if (!e)
         return sl_fail(err, SL_NO_MEMORY, "engine: no memory");
     pthread_mutex_init(&e->stats_lock, NULL);
+    pthread_mutex_init(&e->events_lock, NULL);
     sl_list_init(&e->jobs);
     enum sl_status status = open_parts(e, cfg, err);
     if (status) {
@@ -298,6 +301,8 @@ void sl_engine_close(struct sl_engine *e)
         e->backend->ops->kv_close(e->backend, &e->kv);
     if (e->backend)
         e->backend->ops->close(e->backend);
+    sl_engine_events_close(e);
+    pthread_mutex_destroy(&e->events_lock);
     pthread_mutex_destroy(&e->stats_lock);
     free(e);
 }

@@ -6,6 +6,7 @@
 
 #include <sluice/base/containers.h>
 #include <sluice/base/queue.h>
+#include <sluice/control/kv_events.h>
 #include <sluice/engine/engine.h>
 #include <sluice/model/model.h>
 #include <pthread.h>
@@ -95,6 +96,11 @@ struct sl_engine {
     bool thread_started;
     _Atomic bool stopping;
 
+    struct sl_kv_events events; /* of the scheduler, engine thread only; cap 0: nobody listens */
+    pthread_mutex_t events_lock;
+    struct sl_kv_events events_out; /* on their way to the consumer */
+    _Atomic bool retell;
+
     pthread_mutex_t stats_lock;
     struct sl_engine_stats stats; /* published by the engine thread after each step */
 };
@@ -123,6 +129,10 @@ void *sl_engine_kv_row(const struct sl_engine *e, uint32_t page, uint32_t layer)
 /* engine.c: opens model and KV cache once more, for rank 0 of tp x pp; the old ones stay on
  * failure. */
 enum sl_status sl_engine_reopen(struct sl_engine *e, uint32_t tp, uint32_t pp, struct sl_err *err);
+/* kv_events.c: passing them on; true while some are left for the next time. */
+enum sl_status sl_engine_events_open(struct sl_engine *e, struct sl_err *err);
+void sl_engine_events_close(struct sl_engine *e);
+bool sl_engine_events_pass(struct sl_engine *e);
 
 /* engine_loop.c */
 void *sl_engine_thread(void *arg);

@@ -13,6 +13,8 @@
 
 #define WITHOUT_GROUP_MS 20 /* then the rendezvous is tried again */
 
+#define EVENTS_WAIT_MS 2
+
 static _Thread_local bool in_step;
 
 bool sl_engine_in_step(void)
@@ -316,6 +318,8 @@ static void idle(struct sl_engine *e)
         ms = 0;
     else if ((deadline - now) / SL_MS_NS < (uint64_t)ms)
         ms = (int)((deadline - now) / SL_MS_NS) + 1;
+    if (sl_engine_events_pass(e) && ms > EVENTS_WAIT_MS)
+        ms = EVENTS_WAIT_MS; /* until there is room for the rest */
     sl_queue_wait(e->inbox, ms);
 }
 
@@ -343,6 +347,7 @@ void *sl_engine_thread(void *arg)
         if (sl_fault(SL_FAULT_ENGINE_WEDGE))
             stand_still(e);
         run_step(e, plan, s);
+        sl_engine_events_pass(e);
     }
     if (e->group)
         sl_lead_leave(e);

@@ -113,6 +113,8 @@ static void derive_tenant(struct gen *g, const struct gen_params *p)
     sl_sha256(b.data, b.len, g->salt);
     sl_buf_free(&b);
     g->tenant = sl_hash64(p->tenant.data, p->tenant.len, 0);
+    if (p->session.len)
+        g->session = sl_hash64(p->session.data, p->session.len, g->tenant) | 1; /* 0 is none */
 }
 
 static bool open_streams(struct gen *g, const struct gen_params *p)
@@ -174,6 +176,7 @@ static enum sl_status route(struct gen *g, struct sl_err *err)
                                      .n_before = (uint32_t)s->log.n - s->n_prompt,
                                      .priority = g->params.priority,
                                      .tenant = g->tenant,
+                                     .session = g->session,
                                      .deadline_ns = g->deadline_ns,
                                      .has_class = g->params.has_class,
                                      .class_hash = g->params.class_hash,

@@ -33,6 +33,7 @@ struct gen_params {
     int32_t priority;
     struct sl_str tenant; /* API key hash or user: fairness and cache salt; may be empty */
     struct sl_str cache_salt;
+    struct sl_str session; /* requests of one session may be kept at one worker; may be empty */
     uint64_t deadline_ms; /* from now; 0: none */
     /* Going on after an event: what was shown of each choice [n], and the class it came from. The
      * tokens are computed again, compared with the link and handed out once as `replayed`. NULL: a

@@ -11,6 +11,7 @@
 #include <sluice/base/limits.h>
 #include <sluice/base/log.h>
 #include <sluice/base/time.h>
+#include <sluice/transport/kv_events.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -21,6 +22,7 @@
 #define STOP_CHILDREN_MS 10000 /* for the step in flight and giving memory back */
 #define STOP_AT_ONCE_MS  1000
 #define RETRIES_MAX      3
+#define RETRY_PERCENT    20
 
 /* --- keys ------------------------------------------------------------------------------------- */
 
@@ -266,12 +268,18 @@ static void on_bus(void *ctx)
     node_bus_drain(ctx);
 }
 
+static void on_kv(void *ctx)
+{
+    node_events_drain(ctx);
+}
+
 static void on_idle(void *ctx)
 {
     struct node *n = ctx;
     sl_fault_delay(SL_FAULT_ROUTER_SLOW);
     node_bus_drain(n);
     uplink_pump(n->uplink);
+    node_events_drain(n); /* asking for a replay may have consumed an edge, too */
     node_pump(n);
     node_bus_drain(n); /* sending may have consumed the descriptor's edge */
     gen_free_dead(n);
@@ -302,20 +310,35 @@ static enum sl_status open_bus(struct node *n, struct sl_err *err)
     return sl_bus_open(&bus, &n->bus, err);
 }
 
+static enum sl_route_policy policy_named(const char *name)
+{
+    static const char *const names[] = {[SL_ROUTE_LEAST_LOAD] = "least-load",
+                                        [SL_ROUTE_PREFIX_AFFINITY] = "prefix-affinity",
+                                        [SL_ROUTE_KV] = "kv",
+                                        [SL_ROUTE_SESSION] = "session",
+                                        [SL_ROUTE_POWER_OF_TWO] = "power-of-two"};
+    for (uint32_t i = 0; name && i < sizeof names / sizeof *names; i++)
+        if (!strcmp(name, names[i]))
+            return (enum sl_route_policy)i;
+    return SL_ROUTE_KV;
+}
+
 static enum sl_status open_router(struct node *n, struct sl_err *err)
 {
-    const char *policy = n->cfg->policy;
-    struct sl_router_config r = {
-        .max_workers = SL_LIMIT_workers,
-        .max_requests = SL_LIMIT_inflight_requests,
-        .queue_max = n->cfg->queue_max ? n->cfg->queue_max : SL_LIMIT_queue_requests,
-        .page_size = 16,
-        .retries_max = RETRIES_MAX,
-        .prefill_min_tokens = n->cfg->prefill_min_tokens,
-        .heartbeat_timeout_ns = 0, /* membership listens for silence */
-        .progress_timeout_ns = PROGRESS_TIMEOUT_MS * SL_MS_NS,
-        .policy = policy && !strcmp(policy, "least-load") ? SL_ROUTE_LEAST_LOAD
-                                                          : SL_ROUTE_PREFIX_AFFINITY};
+    struct sl_router_config r = {.max_workers = SL_LIMIT_workers,
+                                 .max_requests = SL_LIMIT_inflight_requests,
+                                 .queue_max = n->cfg->queue_max ? n->cfg->queue_max
+                                                                : SL_LIMIT_queue_requests,
+                                 .page_size = 16,
+                                 .kv_keys_max = SL_LIMIT_kv_index_pages,
+                                 .retries_max = RETRIES_MAX,
+                                 .retry_percent = RETRY_PERCENT,
+                                 .eject_slow = true,
+                                 .seed = sl_entropy_u64() | 1,
+                                 .prefill_min_tokens = n->cfg->prefill_min_tokens,
+                                 .heartbeat_timeout_ns = 0, /* membership listens for silence */
+                                 .progress_timeout_ns = PROGRESS_TIMEOUT_MS * SL_MS_NS,
+                                 .policy = policy_named(n->cfg->policy)};
     struct sl_members_config members = {.max_members = SL_LIMIT_workers,
                                         .version_min = SL_BUS_VERSION_MIN,
                                         .version_max = SL_BUS_VERSION,
@@ -345,13 +368,14 @@ static enum sl_status open_grpc(struct node *n, struct sl_err *err)
 static enum sl_status open_watches(struct node *n, struct sl_err *err)
 {
     n->bus_watch = sl_loop_watch_fd(n->loop, sl_bus_fd(n->bus), on_bus, n);
+    n->kv_watch = sl_loop_watch_fd(n->loop, sl_kv_sub_fd(n->kv_sub), on_kv, n);
     n->tick = sl_timer_new(n->loop, on_tick, n);
     n->on_term = sl_loop_on_signal(n->loop, SIGTERM, on_term, n);
     n->on_int = sl_loop_on_signal(n->loop, SIGINT, on_term, n);
     n->on_chld = sl_loop_on_signal(n->loop, SIGCHLD, on_child, n);
     if (n->cfg->curve_dir && !(n->on_hup = sl_loop_on_signal(n->loop, SIGHUP, on_hup, n)))
         return sl_fail(err, SL_NO_MEMORY, "no memory or descriptors for the event loop");
-    if (!n->bus_watch || !n->tick || !n->on_term || !n->on_int || !n->on_chld)
+    if (!n->bus_watch || !n->kv_watch || !n->tick || !n->on_term || !n->on_int || !n->on_chld)
         return sl_fail(err, SL_NO_MEMORY, "no memory or descriptors for the event loop");
     sl_loop_on_idle(n->loop, on_idle, n);
     sl_timer_start(n->tick, NODE_TICK_MS);
@@ -367,8 +391,9 @@ static enum sl_status open_parts(struct node *n, struct sl_err *err)
     metrics_open();
     enum sl_status s = sites_check(n->cfg->site_weights, err);
     if (s || (s = read_keys(n, err)) || (s = open_router(n, err)) || (s = open_gateway(n, err)) ||
-        (s = open_grpc(n, err)) || (s = open_bus(n, err)) || (s = open_watches(n, err)) ||
-        (s = uplink_open(n, &n->uplink, err)) || (s = node_children_start(n, err)))
+        (s = open_grpc(n, err)) || (s = open_bus(n, err)) || (s = node_events_open(n, err)) ||
+        (s = open_watches(n, err)) || (s = uplink_open(n, &n->uplink, err)) ||
+        (s = node_children_start(n, err)))
         return s;
     return SL_OK;
 }
@@ -409,12 +434,15 @@ static void close_parts(struct node *n)
     stop_children(n);
     if (n->bus_watch)
         sl_loop_unwatch(n->bus_watch);
+    if (n->kv_watch)
+        sl_loop_unwatch(n->kv_watch);
     if (n->tick)
         sl_timer_free(n->tick);
     struct sl_signal *signals[] = {n->on_term, n->on_int, n->on_chld, n->on_hup};
     for (size_t i = 0; i < sizeof signals / sizeof *signals; i++)
         if (signals[i])
             sl_signal_free(signals[i]);
+    node_events_close(n);
     node_bus_close(n);
     if (n->router)
         sl_router_close(n->router);

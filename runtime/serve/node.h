@@ -8,6 +8,7 @@
 #include "uplink.h"
 #include <sluice/base/containers.h>
 #include <sluice/control/membership.h>
+#include <sluice/control/kv_feed.h>
 #include <sluice/control/router.h>
 #include <sluice/files/gguf.h>
 #include <sluice/serve/node.h>
@@ -35,6 +36,8 @@ struct peer {
     struct peer_rank *ranks; /* [n_ranks] as last told; none for a worker of one process */
     uint32_t n_ranks;
     uint64_t load_ns; /* when it came */
+    bool has_feed; /* of KV events */
+    struct sl_kv_feed feed;
 };
 
 /* A supervised worker process. */
@@ -72,7 +75,7 @@ struct gen {
     void *ctx;
     struct gen_params params; /* pointers into `mem` */
     struct sl_arena mem;
-    uint64_t tenant;
+    uint64_t tenant, session;
     uint8_t salt[32];
     uint64_t deadline_ns, started_ns, last_token_ns;
     struct stream *streams; /* [params.n] */
@@ -91,7 +94,9 @@ struct node {
     struct gateway *gateway;
     struct grpc_door *grpc; /* NULL: none asked for */
     struct uplink *uplink;  /* NULL: no router above */
-    struct sl_watch *bus_watch;
+    struct sl_watch *bus_watch, *kv_watch;
+    struct sl_kv_sub *kv_sub;
+    uint64_t kv_events, kv_bad, kv_gaps, kv_forgotten; /* gaps: of feeds that ended */
     struct sl_timer *tick;
     struct sl_signal *on_term, *on_int, *on_chld;
     struct sl_signal *on_hup; /* with keys only */
@@ -134,7 +139,7 @@ void node_bus_drain(struct node *n); /* receive all that waits */
 void node_bus_tick(struct node *n, uint64_t now_ns);
 void node_pump(struct node *n); /* carry out the router's actions */
 void node_peer_lost(struct node *n, struct peer *p, uint64_t now_ns);
-struct peer *node_peer(struct node *n, uint64_t key);
+struct peer *node_peer(struct node *n, uint64_t key); /* NULL: none of that link */
 struct peer *node_peer_by_pid(struct node *n, pid_t pid);
 void node_bus_say_drain(struct node *n);
 /* The exactness class of a link's worker; empty when unknown. */
@@ -147,6 +152,14 @@ void node_ranks_print(const struct peer *p, struct sl_buf *out);
 /* Where the ranks of child i meet: beside the bus's local endpoint, in its 0700 folder. */
 void node_ranks_endpoint(const struct node *n, uint32_t i, struct sl_buf *out);
 void node_ranks_remove(const struct node *n); /* what killed workers left there */
+
+/* node_events.c: the workers' KV events. */
+enum sl_status node_events_open(struct node *n, struct sl_err *err);
+void node_events_close(struct node *n);
+void node_events_join(struct node *n, struct peer *p, uint64_t now_ns);
+void node_events_leave(struct node *n, struct peer *p);
+void node_events_load(struct node *n, struct peer *p, uint64_t now_ns); /* its load was renewed */
+void node_events_drain(struct node *n);
 
 /* supervise.c */
 enum sl_status node_children_start(struct node *n, struct sl_err *err);

@@ -90,6 +90,9 @@ static void router_load(struct node *n, const struct peer *p, uint64_t now)
                                   .pages_total = p->load.pages_total,
                                   .max_seqs = p->load.max_seqs,
                                   .steps = p->load.steps,
+                                  .rows = p->load.prefill_tokens + p->load.decode_tokens,
+                                  .busy_ns = p->load.busy_ns,
+                                  .pending_tokens = p->load.pending_tokens,
                                   .step_age_ns = ms_to_ns(p->load.last_step_age_ms),
                                   .step_expected_ns = ms_to_ns(p->load.step_expected_ms)};
     sl_router_worker_load(n->router, p->key, &load, now);
@@ -111,6 +114,8 @@ static void peer_join(struct node *n, struct peer *p, uint64_t now)
         .max_seqs = p->hello.max_seqs,
         .max_len = p->hello.max_len,
         .queue_max = p->hello.queue_max,
+        .page_size = p->hello.page_size,
+        .instance = p->hello.instance,
         .role = role_of(p->hello.role),
         .kv_layout = p->hello.kv_layout,
         .serves_kv = p->hello.kv_address.len > 0,
@@ -122,6 +127,7 @@ static void peer_join(struct node *n, struct peer *p, uint64_t now)
         return;
     }
     p->joined = true;
+    node_events_join(n, p, now);
     router_load(n, p, now);
     node_child_registered(n, (pid_t)p->hello.pid);
     sl_log(SL_LOG_INFO, "worker %u joined: %.*s, %u threads", p->hello.pid,
@@ -141,6 +147,7 @@ static void peer_lost(struct node *n, struct peer *p, const struct sl_member_act
                                        [SL_LOST_REFUSED] = "is refused"};
     sl_log(a->why == SL_LOST_BYE ? SL_LOG_INFO : SL_LOG_WARN, "worker %u %s", p->hello.pid,
            text[a->why]);
+    node_events_leave(n, p);
     if (p->joined)
         sl_router_worker_down(n->router, p->key, now);
     peer_free(p);
@@ -248,9 +255,12 @@ static void follow_members(struct node *n, uint64_t now)
 /* The message's strings die with the next receive: keep copies, one behind the other. */
 static bool keep_hello(struct peer *p, const struct sl_msg_hello *h)
 {
-    struct sl_str *of[] = {&p->hello.model,     &p->hello.site,    &p->hello.role,
-                           &p->hello.isa,       &p->hello.backend, &p->hello.class_name,
-                           &p->hello.kv_address};
+    struct sl_str *of[] = {&p->hello.model,         &p->hello.site,
+                           &p->hello.role,          &p->hello.isa,
+                           &p->hello.backend,       &p->hello.class_name,
+                           &p->hello.kv_address,    &p->hello.events_endpoint,
+                           &p->hello.events_replay, &p->hello.events_topic,
+                           &p->hello.events_key};
     p->hello = *h;
     sl_buf_clear(&p->strings);
     for (size_t i = 0; i < sizeof of / sizeof *of; i++)
@@ -302,6 +312,7 @@ static void on_load(struct node *n, struct peer *p, const struct sl_msg_load *lo
     p->load_ns = now;
     if (p->joined)
         router_load(n, p, now);
+    node_events_load(n, p, now);
 }
 
 static void on_meta(struct node *n, uint64_t key, const struct sl_msg_meta *m, uint64_t now)

@@ -23,6 +23,20 @@ GAUGE(prefix_queries, "sluice_prefix_cache_queries_total", "Prompt tokens looked
 GAUGE(prefix_hits, "sluice_prefix_cache_hits_total", "Prompt tokens found");
 GAUGE(workers_up, "sluice_workers", "Workers registered and fresh");
 GAUGE(routed, "sluice_router_decisions_total", "Requests given to a worker");
+GAUGE(moved, "sluice_router_moves_total",
+      "Of the retries: moved off a worker that was lost, left or was slow");
+GAUGE(denied, "sluice_router_retry_budget_exhausted_total",
+      "Requests failed because the retry budget was spent");
+GAUGE(ejections, "sluice_router_ejections_total", "Times a slow worker was left out");
+GAUGE(ejected, "sluice_workers_ejected", "Workers left out or probed for being slow");
+GAUGE(expected, "sluice_router_cached_tokens_expected_total",
+      "Prompt tokens expected in the prefix cache of the chosen worker");
+GAUGE(index_pages, "sluice_router_kv_index_pages", "Pages of prefix caches the router knows of");
+GAUGE(kv_events, "sluice_kv_cache_events_total", "KV events applied");
+GAUGE(kv_gaps, "sluice_kv_cache_event_gaps_total", "Gaps in KV events, each asked for again");
+GAUGE(kv_forgotten, "sluice_kv_cache_event_resets_total",
+      "Times a worker's prefix cache was learned anew since events were gone");
+GAUGE(kv_bad, "sluice_kv_cache_events_malformed_total", "Batches of KV events refused");
 GAUGE(retried, "sluice_router_retries_total", "Requests moved to another worker");
 GAUGE(fenced, "sluice_router_fenced_total",
       "Outputs of an old epoch or a lost worker that were refused");
@@ -68,11 +82,15 @@ static struct sl_metric e2e = {.name = "sluice_e2e_request_latency_seconds",
 void metrics_open(void)
 {
     struct sl_metric *all[] = {
-        &prompt_tokens, &generation_tokens, &cached_tokens, &running,    &waiting, &kv_usage,
-        &preemptions,   &prefix_queries,    &prefix_hits,   &workers_up, &routed,  &retried,
-        &fenced,        &prefills,          &ttft,          &itl,        &e2e};
+        &prompt_tokens, &generation_tokens, &cached_tokens, &running,    &waiting,     &kv_usage,
+        &preemptions,   &prefix_queries,    &prefix_hits,   &workers_up, &routed,      &retried,
+        &fenced,        &prefills,          &ttft,          &itl,        &e2e,         &moved,
+        &denied,        &ejections,         &ejected,       &expected,   &index_pages, &kv_events,
+        &kv_gaps,       &kv_forgotten,      &kv_bad};
     preemptions.kind = prefix_queries.kind = prefix_hits.kind = SL_COUNTER;
     prefills.kind = routed.kind = retried.kind = fenced.kind = SL_COUNTER;
+    moved.kind = denied.kind = ejections.kind = expected.kind = SL_COUNTER;
+    kv_events.kind = kv_gaps.kind = kv_forgotten.kind = kv_bad.kind = SL_COUNTER;
     bus_metrics_open();
     ttft.bounds = sl_buckets_ttft, ttft.n_bounds = sl_n_buckets_ttft;
     itl.bounds = sl_buckets_itl, itl.n_bounds = sl_n_buckets_itl;
@@ -188,6 +206,20 @@ static void refresh_transfers(struct node *n)
     }
 }
 
+static void refresh_kv(const struct node *n)
+{
+    uint64_t gaps = n->kv_gaps, forgotten = n->kv_forgotten;
+    for (struct sl_list *l = n->peers.next; l != &n->peers; l = l->next) {
+        const struct peer *p = SL_ENTRY(l, struct peer, link);
+        gaps += p->has_feed ? p->feed.n_gaps : 0;
+        forgotten += p->has_feed ? p->feed.n_forgotten : 0;
+    }
+    sl_metric_set(&kv_events, (double)n->kv_events);
+    sl_metric_set(&kv_gaps, (double)gaps);
+    sl_metric_set(&kv_forgotten, (double)forgotten);
+    sl_metric_set(&kv_bad, (double)n->kv_bad);
+}
+
 void node_refresh_metrics(struct node *n)
 {
     struct sl_router_stats r;
@@ -217,4 +249,11 @@ void node_refresh_metrics(struct node *n)
     sl_metric_set(&prefills, (double)r.n_prefills);
     bus_metrics_set(n->bus);
     refresh_transfers(n);
+    sl_metric_set(&moved, (double)r.n_moved);
+    sl_metric_set(&denied, (double)r.n_retries_denied);
+    sl_metric_set(&ejections, (double)r.n_ejected);
+    sl_metric_set(&ejected, r.ejected);
+    sl_metric_set(&expected, (double)r.n_cached_expected);
+    sl_metric_set(&index_pages, r.kv_keys);
+    refresh_kv(n);
 }

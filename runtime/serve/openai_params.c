@@ -38,6 +38,7 @@ static const char *const known[] = {"model",
                                     "skip_special_tokens",
                                     "request_id",
                                     "user",
+                                    "session_id",
                                     "timeout_ms",
                                     NULL};
 static const char *const known_chat[] = {"messages",
@@ -369,6 +370,7 @@ static enum sl_status read_switches(struct call *c, const struct sl_json *o, str
         (r = field_bool(o, "skip_special_tokens", &skip_special, err)) ||
         (r = field_str(o, "model", &q->model, err)) || (r = field_str(o, "user", &q->user, err)) ||
         (r = field_str(o, "request_id", &q->request_id, err)) ||
+        (r = field_str(o, "session_id", &q->gen.session, err)) ||
         (r = field_str(o, "cache_salt", &q->gen.cache_salt, err)))
         return r;
     q->gen.keep_special = !skip_special;

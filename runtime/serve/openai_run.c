@@ -382,6 +382,16 @@ static void on_error(void *ctx, const struct sl_err *err, const struct gen_usage
     sl_http_stream_end(c->http);
 }
 
+/* The field names the session, else the header, else whoever the user is. */
+static void name_session(struct call *c)
+{
+    struct openai_req *q = &c->req;
+    if (!q->gen.session.len)
+        q->gen.session = sl_http_header(c->http, "x-session-id");
+    if (!q->gen.session.len)
+        q->gen.session = q->user;
+}
+
 static const struct gen_ops part_ops = {on_delta, on_end, on_done, on_error};
 
 /* echo: the prompt's text comes first. */
@@ -418,6 +428,7 @@ enum sl_status openai_start(struct call *c, struct sl_err *err)
         return r;
     seed_echo(c);
     q->gen.tenant = q->user;
+    name_session(c);
     for (uint32_t i = 0; i < q->n_prompts; i++) {
         struct part *p = &c->parts[i];
         struct gen_params params;

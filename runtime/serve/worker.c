@@ -235,12 +235,15 @@ static enum sl_status open_parts(struct worker *w, struct sl_err *err)
         s = open_model(w, err);
     if (s == SL_OK)
         s = worker_kv_open(w, err);
+    if (s == SL_OK)
+        s = worker_events_open(w, err);
     return s == SL_OK ? watch_signals(w, err) : s;
 }
 
 static void close_parts(struct worker *w)
 {
     unwatch_signals(w);
+    worker_events_close(w);
     if (w->bus)
         sl_bus_close(w->bus);
     worker_kv_close(w);
@@ -260,7 +263,9 @@ static void wait_for_work(struct worker *w)
     struct pollfd fds[] = {{.fd = sl_bus_fd(w->bus), .events = POLLIN},
                            {.fd = sl_engine_fd(w->engine), .events = POLLIN},
                            {.fd = worker_kv_fd(w), .events = POLLIN},
-                           {.fd = w->signal_fd, .events = POLLIN}};
+                           {.fd = w->signal_fd, .events = POLLIN},
+
+                           {.fd = worker_events_fd(w), .events = POLLIN}};
     poll(fds, sizeof fds / sizeof *fds, TICK_MS);
 }
 
@@ -294,6 +299,7 @@ static void run(struct worker *w)
         worker_links_receive(w);
         worker_kv_take(w);
         worker_take_steps(w);
+        worker_events_run(w);
         uint64_t now = sl_now_ns();
         worker_ranks_tick(w, now);
         worker_kv_tick(w, now);

@@ -55,6 +55,7 @@ struct worker {
     uint64_t next_ranks_ns, n_formed;
     struct sl_bus *bus;
     struct worker_kv kv;
+    struct worker_events *kv_events; /* NULL: no KV events */
     uint64_t instance; /* tells this process from all others */
     int signal_fd;     /* reads what the signal handler wrote */
 
@@ -102,6 +103,15 @@ enum sl_status worker_ranks_open(struct worker *w, struct sl_err *err);
 void worker_ranks_tick(struct worker *w, uint64_t now_ns);
 void worker_ranks_say(struct worker *w, uint64_t now_ns);
 void worker_ranks_close(struct worker *w);
+
+/* worker_events.c: the events of the prefix cache. */
+enum sl_status worker_events_open(struct worker *w, struct sl_err *err);
+void worker_events_close(struct worker *w);
+int worker_events_fd(const struct worker *w); /* -1: none */
+void worker_events_run(struct worker *w);
+/* What the router of a link is told of them. Strings are the worker's. */
+void worker_events_hello(const struct worker *w, uint32_t link, struct sl_msg_hello *h);
+uint64_t worker_events_batches(const struct worker *w);
 
 /* worker_request.c: requests and the engine's steps. */
 void worker_submit(struct worker *w, uint32_t link, const struct sl_msg_submit *m);

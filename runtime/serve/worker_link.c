@@ -41,6 +41,9 @@ void worker_load(struct worker *w, struct sl_msg_load *out, uint64_t now)
                                 .last_step_age_ms = waits ? (now - since) / SL_MS_NS : 0,
                                 .step_expected_ms = round_up_ms(s.step_expected_ns),
                                 .op_calls = s.n_op_calls,
+                                .busy_ns = s.step_ns_sum,
+                                .pending_tokens = s.sched.pending_tokens,
+                                .kv_batches = worker_events_batches(w),
                                 .reforming = w->reforming};
     worker_kv_load(w, out);
 }
@@ -84,6 +87,7 @@ static void say_hello(struct worker *w, uint32_t i, uint64_t now)
     memcpy(m.hello.meta_sha256, w->meta_sha256, sizeof m.hello.meta_sha256);
     worker_kv_hello(w, &m.hello);
     worker_load(w, &m.hello.load, now);
+    worker_events_hello(w, i, &m.hello);
     enum sl_status s = sl_bus_send(w->bus, i, &m, &err);
     if (s == SL_INVALID)
         worker_stop(w, SL_CONFIG, &err); /* a name of ours that no router would take */

@@ -9,4 +9,7 @@ if [ "$(cat "$venv/.packages" 2>/dev/null)" != "$packages" ]; then
     "$venv/bin/pip" install -q --only-binary :all: $packages
     printf '%s' "$packages" >"$venv/.packages"
 fi
+# For subscribers of KV events; beside the others, so that a new one does not make all anew.
+"$venv/bin/python" -c 'import msgspec, zmq' 2>/dev/null ||
+    "$venv/bin/pip" install -q --only-binary :all: msgspec pyzmq
 "$program" "$tiny"

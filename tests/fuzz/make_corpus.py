@@ -98,6 +98,24 @@ def main(tiny):
     put("bulk", "ack", frame(7, seq=3) + frame(1, page=16, payload=ask))
     put("bulk", "twice", rows[0] + rows[0] + rows[1] + frame(4, 0, payload=bytes(32)) * 2)
 
+    def text(z):
+        return bytes([0xa0 | len(z)]) + z.encode()
+
+    def blob(b):
+        return b"\xc4" + bytes([len(b)]) + b
+
+    batch = b"\x93\xcb" + struct.pack(">d", 1.5)
+    key = blob(bytes(range(32)))
+    stored = [text("block_hashes") + b"\x92" + key + key, text("parent_block_hash") + b"\xc0",
+              text("token_ids") + b"\x94\x01\xcc\xff\xcd\xff\xff\xce\xff\xff\xff\xff", text("block_size") + b"\x02",
+              text("lora_id") + b"\xc0", text("medium") + text("GPU"), text("extra_keys") + b"\x92\xc0\x91\xa1x"]
+    put("kv_events", "maps", batch + b"\x93\x88" + text("type") + text("BlockStored") + b"".join(stored) +
+        b"\x83" + text("type") + text("BlockRemoved") + text("block_hashes") + b"\x91" + key + text("medium") + b"\xc0" +
+        b"\x81" + text("type") + text("AllBlocksCleared") + b"\x07")
+    put("kv_events", "arrays", batch + b"\x93\x97" + text("BlockStored") + b"\x91" + key + key + b"\x91\x01\x01\xc0\xc0" +
+        b"\x93" + text("BlockRemoved") + b"\x90\xc0" + b"\x91" + text("AllBlocksCleared") + b"\xc0")
+    put("kv_events", "extra", b"\x95" + batch[1:] + b"\x90\x00\x81\xa1x\xd9\x01y\xdc\x00\x01\xd8\x05" + bytes(16))
+
 
 if __name__ == "__main__":
     main(sys.argv[1])

@@ -40,6 +40,9 @@ static struct sl_msg_load sample_load(void)
                                 .kv_bad = 10,
                                 .kv_fallbacks = 11,
                                 .max_seqs = 65536,
+                                .busy_ns = UINT64_MAX,
+                                .pending_tokens = 9,
+                                .kv_batches = 10,
                                 .reforming = true};
 }
 
@@ -69,6 +72,10 @@ static void sample_hello(struct sl_msg *m)
                                      .isa = SL_STR("avx2"),
                                      .backend = SL_STR("cpu"),
                                      .class_name = SL_STR("cpu/llama/00/kv-f16/s16.16/seg256/r1"),
+                                     .events_endpoint = SL_STR("ipc:///run/sluice/kv"),
+                                     .events_replay = SL_STR("tcp://127.0.0.1:65535"),
+                                     .events_topic = SL_STR("kv@m"),
+                                     .events_key = SL_STR("rq:rM>}U?@Lns47E1%kR.o@n%FcmmsL/@{H8]yf7"),
                                      .load = sample_load()};
     memset(m->hello.meta_sha256, 0xa5, 32);
     m->hello.kv_layout = UINT64_MAX - 5;

@@ -44,6 +44,10 @@ static void assert_hello(const struct sl_msg_hello *a, const struct sl_msg_hello
     assert_str(a->backend, b->backend);
     assert_str(a->class_name, b->class_name);
     assert_str(a->kv_address, b->kv_address);
+    assert_str(a->events_endpoint, b->events_endpoint);
+    assert_str(a->events_replay, b->events_replay);
+    assert_str(a->events_topic, b->events_topic);
+    assert_str(a->events_key, b->events_key);
     assert_load(&a->load, &b->load);
 }
 

@@ -123,6 +123,10 @@ static void check_hello(struct check *c, const struct sl_msg_hello *h)
     text(c, "hello.backend", h->backend, WORD_BYTES_MAX);
     text(c, "hello.class_name", h->class_name, NAME_BYTES_MAX);
     text(c, "hello.kv_address", h->kv_address, SL_BULK_ADDRESS_MAX - 1);
+    text(c, "hello.events_endpoint", h->events_endpoint, NAME_BYTES_MAX);
+    text(c, "hello.events_replay", h->events_replay, NAME_BYTES_MAX);
+    text(c, "hello.events_topic", h->events_topic, NAME_BYTES_MAX);
+    text(c, "hello.events_key", h->events_key, WORD_BYTES_MAX);
     check_load(c, &h->load);
 }
 

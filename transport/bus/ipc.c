@@ -2,6 +2,7 @@
  * made fresh and for its owner alone. */
 #include <sluice/transport/bus.h>
 
+#include <dirent.h>
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
@@ -34,6 +35,17 @@ enum sl_status sl_bus_ipc_make(const char *base_dir, struct sl_buf *endpoint, st
                             : SL_OK;
 }
 
+/* Sockets of processes that were killed; nothing else is ever there. */
+static void unlink_sockets(const char *folder)
+{
+    DIR *d = opendir(folder);
+    for (struct dirent *e; d && (e = readdir(d));)
+        if (e->d_type == DT_SOCK)
+            unlinkat(dirfd(d), e->d_name, 0);
+    if (d)
+        closedir(d);
+}
+
 void sl_bus_ipc_remove(const char *endpoint)
 {
     if (!endpoint || strncmp(endpoint, SCHEME, strlen(SCHEME)) != 0)
@@ -44,8 +56,10 @@ void sl_bus_ipc_remove(const char *endpoint)
         unlink(path);
         *name = '\0';
         char *folder = strrchr(path, '/');
-        if (folder && !strncmp(folder, FOLDER_PREFIX, strlen(FOLDER_PREFIX)))
+        if (folder && !strncmp(folder, FOLDER_PREFIX, strlen(FOLDER_PREFIX))) {
+            unlink_sockets(path);
             rmdir(path); /* only ever a folder of our making, and only when empty */
+        }
     }
     free(path);
 }

@@ -43,6 +43,11 @@
     X(bulk_ticket_ms, 5000, "ms", "computed pages are kept for the worker that asked")            \
     X(bus_connections, 4096, "connections", "open at once on a router's CURVE endpoints")          \
     X(curve_keys, 1024, "keys", "allowed peers of one key folder")                                 \
+    X(kv_event_ring, 8192, "events", "of a worker's prefix cache, not yet published")               \
+    X(kv_batch_keys, 65536, "pages", "in one batch of KV events")                                  \
+    X(kv_replay_batches, 10000, "batches", "of KV events kept for replay")                         \
+    X(kv_replay_bytes, 33554432, "bytes", "of them together")                                      \
+    X(kv_index_pages, 262144, "pages", "whose whereabouts a router knows")                         \
     X(model_meta_bytes, 67108864, "bytes", "tokenizer and template fetched from a worker")         \
     X(template_steps, 1000000, "steps", "chat template evaluation")                                \
     X(template_output_bytes, 4194304, "bytes", "chat template output")                             \

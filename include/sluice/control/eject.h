@@ -5,12 +5,12 @@
  * every worker has an average per power of two of rows, and its reference is the median of the
  * others at that size, or at the next larger size that any of them knows: never too strict. One
  * observation is the mean over a window of SL_EJECT_WINDOW_NS, or the age of a step in progress. A
- * worker is slow when SL_EJECT_EVIDENCE observations in a row over at least SL_EJECT_SUSTAIN_NS were
- * beyond SL_EJECT_FACTOR times the reference (and SL_EJECT_SLACK_NS: less is not worth it).
+ * worker is slow when SL_EJECT_EVIDENCE observations in a row over at least SL_EJECT_SUSTAIN_NS
+ * were beyond SL_EJECT_FACTOR times the reference (and SL_EJECT_SLACK_NS: less is not worth it).
  *
  * At most half of the pool is out at a time. Out for 2 s, doubled with each time in a row up to 64
  * s, then probed: SL_EJECT_PROBES good observations bring it back, a slow stretch throws it out
- * again; a minute without trouble takes one doubling back. Envoy's outlier detection is the model. */
+ * again; a minute without trouble takes one doubling back. After Envoy's outlier detection. */
 #ifndef SLUICE_CONTROL_EJECT_H
 #define SLUICE_CONTROL_EJECT_H
 

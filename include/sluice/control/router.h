@@ -9,8 +9,8 @@
  * link broke; it is bounded by the streams that worker had. A retry: a living worker refused or
  * failed the request. Retries add load where there is too much of it, so they are limited to
  * `retry_percent` of the requests of late plus SL_ROUTER_RETRY_FLOOR a second, pool-wide; beyond
- * that the request fails with the worker's reason. Both count towards `retries_max` of a request but
- * moves away from a slow worker, of which a request has at most SL_ROUTER_SLOW_MOVES; the count
+ * that the request fails with the worker's reason. Both count towards `retries_max` of a request
+ * but moves away from a slow worker, of which a request has at most SL_ROUTER_SLOW_MOVES; the count
  * starts anew once SL_ROUTER_FORGIVE_TOKENS tokens came since, so that a long stream outlives any
  * number of workers, while a request that kills each one at once does not go on for ever.
  *
@@ -58,7 +58,7 @@ struct sl_router_config {
     uint32_t max_workers, max_requests; /* in flight or waiting */
     uint32_t queue_max;                 /* waiting for a worker at most */
     uint32_t page_size;                 /* of prefixes, until a worker tells its own */
-    uint32_t kv_keys_max;               /* pages the copy of the prefix indexes may know; 0: 65536 */
+    uint32_t kv_keys_max;               /* pages whose whereabouts are known at most; 0: 65536 */
     uint32_t retries_max;
     uint32_t retry_percent;             /* 0: no budget */
     bool eject_slow;

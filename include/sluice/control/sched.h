@@ -106,6 +106,7 @@ struct sl_sched_stats {
     uint32_t pages_held;              /* pinned by transfers, used by no sequence */
     uint64_t n_preempted, n_steps, n_prefill_tokens, n_decode_tokens;
     uint64_t prefix_queries, prefix_hits; /* in tokens */
+    uint64_t pending_tokens;              /* of prompts, waiting or begun, not computed yet */
 };
 
 /* All memory is taken here, from malloc; NULL status SL_NO_MEMORY. */

@@ -49,6 +49,7 @@ struct sl_engine_config {
     uint32_t page_size;           /* 0: 16 */
     uint32_t queue_max;           /* 0: 256 */
     bool prefix_cache;
+    bool kv_events;               /* tell of its changes: sl_engine_take_kv_events */
     uint32_t step_target_ms;      /* 0: 200 */
     uint32_t fixed_chunk;         /* > 0: exactly this prefill budget (tests) */
     const char *weights_sha256;   /* hex, part of the class; NULL: "unknown" */
@@ -172,6 +173,13 @@ void sl_engine_regroup(struct sl_engine *e);
 void sl_engine_shrink(struct sl_engine *e, uint32_t tp, uint32_t pp);
 /* Rank 0: all ranks, itself included; `out` [SL_LIMIT_ranks]. Returns n_ranks. From any thread. */
 uint32_t sl_engine_ranks(struct sl_engine *e, struct sl_engine_rank *out);
+/* What the prefix cache gained and lost, oldest first, at most `most` of them; tokens
+ * [most, page_size] holds what they point to. Those who do not read in time get "cleared" and
+ * everything anew; sl_engine_retell_kv asks for that. From any thread. */
+struct sl_kv_event;
+uint32_t sl_engine_take_kv_events(struct sl_engine *e, struct sl_kv_event *out, uint32_t *tokens,
+                                  uint32_t most);
+void sl_engine_retell_kv(struct sl_engine *e);
 /* Test hook: true on the engine's own thread between plan and commit. */
 bool sl_engine_in_step(void);
 /* Test hook: preempt this sequence at the next plan. */

@@ -35,7 +35,7 @@ struct sl_node_config {
     char *const *env;
     const char *exe; /* the program itself */
 
-    const char *policy;  /* "least-load" or "prefix-affinity" */
+    const char *policy;  /* of routing, as --routing-policy names it; NULL: "kv" */
     uint32_t queue_max;  /* 0: the limit of the table */
     uint32_t prefill_min_tokens; /* prompts with as many to compute go to prefill workers; 0: none */
     uint32_t drain_ms;   /* 0: 30000 */

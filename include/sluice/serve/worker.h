@@ -36,7 +36,11 @@ struct sl_worker_config {
                                         auto, which is both but for a supervised worker */
     const char *kv_host;             /* numeric address that pages are served on; NULL: the one
                                         that faces the first router */
-    const char *run_dir;             /* for the folder of the pages' socket; NULL: /tmp */
+    const char *run_dir;             /* for sockets of its own; NULL: /tmp */
+    const char *kv_events_endpoint;  /* to bind for others than our routers; NULL: none */
+    const char *kv_events_replay_endpoint;
+    const char *kv_events_topic;     /* NULL: "" */
+    bool kv_events_array;            /* the format of vLLM before 0.33 */
     int32_t supervisor_pid;          /* 0: started by hand */
     uint32_t drain_ms;               /* 0: 30000 */
 };

@@ -47,6 +47,9 @@ struct sl_msg_load {
     uint64_t kv_fallbacks;     /* requests whose pages did not all come: they were computed */
     uint64_t step_expected_ms; /* how long the step in progress should take; 0: unknown */
     uint32_t max_seqs; /* in place of the HELLO's from now on: a site's changes; 0: as it was */
+    uint64_t busy_ns;          /* time that all steps so far took */
+    uint64_t pending_tokens;   /* of prompts, not computed yet */
+    uint64_t kv_batches;       /* of KV events published so far */
     bool reforming; /* a rank was lost: requests wait until the group stands again */
 };
 struct sl_msg_hello {
@@ -63,6 +66,9 @@ struct sl_msg_hello {
     struct sl_str model, site, role, isa, backend;
     struct sl_str class_name;  /* the exactness class as text */
     struct sl_str kv_address;  /* where it serves KV pages; empty: nowhere */
+    /* Of its KV events; empty: none. */
+    struct sl_str events_endpoint, events_replay, events_topic;
+    struct sl_str events_key;      /* their public key (Z85) when under CURVE */
     struct sl_msg_load load;
 };
 struct sl_msg_welcome {
