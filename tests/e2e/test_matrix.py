@@ -25,7 +25,7 @@ DIMENSIONS = {
     "failover": [False, True],
     "disagg": [False, True],
 }
-POSITIONS = 1000  # of KV where sequences are to be preempted
+POSITIONS = 300 if os.environ.get("SL_MATRIX_MODEL") == "default" else 1000  # of KV, for few pages
 FULL = os.environ.get("SL_MATRIX") == "full"
 REAL = os.environ.get("SL_MATRIX_MODEL") == "default"
 SHARED = "You are a careful clerk. Read the list and answer in one line. " * 2
@@ -85,8 +85,12 @@ class Layout:
         self.roles = roles
 
     def __enter__(self):
-        self.router.wait_ready()
-        wait_until("all workers", lambda: len(self.heads()) == len(self.workers), 60)
+        try:
+            self.router.wait_ready()
+            wait_until("all workers", lambda: len(self.heads()) == len(self.workers), 60)
+        except BaseException:
+            self.__exit__(AssertionError)
+            raise
         return self
 
     def __exit__(self, kind, *_):

@@ -344,10 +344,14 @@ enum sl_status shm_net_open(struct comm_join *j, struct comm_net **out, struct s
     s->own_life = -1;
     memset(s->life, -1, sizeof s->life);
     enum sl_status status = shm_share(j, s, &memory, err);
-    if (!status)
-        status = map(s, memory, err);
-    if (memory >= 0)
+    /* Also after a failure: others may have the memory already and think that the group is up;
+     * closing tells them that this rank has left. */
+    if (memory >= 0) {
+        struct sl_err late;
+        enum sl_status mapped = map(s, memory, status ? &late : err);
+        status = status ? status : mapped;
         close(memory);
+    }
     if (status) {
         shm_close(&s->base);
         return status;
