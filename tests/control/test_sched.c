@@ -2,6 +2,7 @@
  * preempted, what ends when. */
 #include "fake_engine.h"
 
+#include <sluice/control/kv.h>
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -730,9 +731,130 @@ static void test_length(void **state)
     }
 }
 
+/* --- pages from and to elsewhere ---------------------------------------------------------------
+ */
+
+static void test_prefill_only(void **state)
+{
+    (void)state;
+    struct sl_sched *s = open_with(base);
+    struct sl_sched_request r = request(1, 4 * PAGE + 1, 7, 1);
+    r.prefill_only = true;
+    submit(s, &r);
+    for (uint32_t i = 0; i < 3; i++) { /* 17 rows by 6; none of them is sampled */
+        const struct sl_plan *p = sl_sched_plan(s, 6, 0);
+        assert_int_equal(rows_of(p, 1), i < 2 ? 6 : 5);
+        assert_int_equal(p->n_logits, 0);
+        commit(s, 0);
+    }
+    expect_ended(s, 1, SL_END_LENGTH);
+    assert_true(sl_sched_idle(s));
+    assert_int_equal(stats(s).pages_free, base.n_pages);
+    struct sl_sched_request next = request(2, 4 * PAGE + 1, 7, 3);
+    submit(s, &next);
+    const struct sl_plan *p = sl_sched_plan(s, ROWS_MAX, 0);
+    assert_int_equal(rows_of(p, 2), 1); /* the rest was cached */
+    commit(s, 0);
+    sl_sched_close(s);
+}
+
+/* A pinned page is handed to nobody, and half of all pages at most are pinned. */
+static void test_pins(void **state)
+{
+    (void)state;
+    struct sl_sched_config c = base;
+    c.n_pages = 8;
+    c.prefix_cache = false;
+    struct sl_sched *s = open_with(c);
+    submit_plain(s, 1, 6 * PAGE, 1);
+    const struct sl_plan *p = sl_sched_plan(s, ROWS_MAX, 0);
+    uint32_t pages[6], n = 0;
+    for (uint32_t i = 0; i < 6; i++)
+        n += sl_sched_pin(s, pages[i] = p->pages[i]);
+    assert_int_equal(n, 4);
+    commit(s, 0);
+    expect_ended(s, 1, SL_END_LENGTH);
+    assert_int_equal(stats(s).pages_held, 4);
+    assert_int_equal(stats(s).pages_free, 4);
+    submit_plain(s, 2, 4 * PAGE, 8);
+    p = sl_sched_plan(s, ROWS_MAX, 0);
+    assert_int_equal(p->page_start[1], 4);
+    for (uint32_t i = 0; i < 4; i++)
+        for (uint32_t k = 0; k < 4; k++)
+            assert_int_not_equal(p->pages[i], pages[k]);
+    commit(s, 0);
+    assert_null(sl_sched_plan(s, ROWS_MAX, 0)); /* alone, and the fifth page is held: it waits */
+    check(s);
+    sl_sched_unpin(s, pages[0]);
+    assert_int_equal(rows_of(sl_sched_plan(s, ROWS_MAX, 0), 2), 1);
+    commit(s, 0);
+    for (uint32_t k = 1; k < 4; k++)
+        sl_sched_unpin(s, pages[k]);
+    check(s);
+    assert_int_equal(stats(s).pages_held, 0);
+    sl_sched_close(s);
+}
+
+/* A reservation leaves what running prompts were promised, and a page for each. */
+static void test_reserve(void **state)
+{
+    (void)state;
+    struct sl_sched_config c = base;
+    c.n_pages = 20;
+    struct sl_sched *s = open_with(c);
+    uint32_t pages[20];
+    submit_plain(s, 1, 8 * PAGE, 5); /* 8 pages, 2 of them in the first step */
+    assert_non_null(sl_sched_plan(s, 2 * PAGE, 0));
+    commit(s, 0);
+    assert_int_equal(sl_sched_reserve(s, 20, pages), 10); /* half; 8 would be promised */
+    check(s);
+    assert_int_equal(sl_sched_reserve(s, 1, pages + 10), 0);
+    for (uint32_t i = 0; i < 10; i++)
+        sl_sched_unpin(s, pages[i]);
+    submit_plain(s, 2, 9 * PAGE, 5);
+    assert_non_null(sl_sched_plan(s, 7 * PAGE, 0)); /* both run: 17 pages and one for each */
+    commit(s, 0);
+    assert_int_equal(sl_sched_reserve(s, 20, pages), 1);
+    sl_sched_unpin(s, pages[0]);
+    check(s);
+    sl_sched_close(s);
+}
+
+static void test_import(void **state)
+{
+    (void)state;
+    struct sl_sched *s = open_with(base);
+    struct sl_sched_request r = request(1, 3 * PAGE + 1, 7, 2);
+    uint8_t keys[3][32];
+    const uint8_t(*k)[32] = (const uint8_t(*)[32])keys;
+    uint32_t pages[3];
+    assert_true(sl_prefix_keys(PAGE, r.salt, r.tokens, 3, keys));
+    assert_int_equal(sl_sched_n_cached(s, k, r.tokens, 3), 0);
+    assert_int_equal(sl_sched_reserve(s, 3, pages), 3);
+    for (uint32_t i = 0; i < 2; i++)
+        assert_true(
+            sl_sched_import(s, pages[i], i ? keys[i - 1] : NULL, keys[i], r.tokens + i * PAGE));
+    sl_sched_unpin(s, pages[2]); /* did not come */
+    check(s);
+    assert_int_equal(sl_sched_n_cached(s, k, r.tokens, 3), 2);
+    assert_int_equal(sl_sched_reserve(s, 1, pages), 1);
+    assert_false(sl_sched_import(s, pages[0], NULL, keys[0], r.tokens)); /* there already */
+    check(s);
+    submit(s, &r);
+    const struct sl_plan *p = sl_sched_plan(s, ROWS_MAX, 0);
+    assert_int_equal(rows_of(p, 1), PAGE + 1);
+    commit(s, 0);
+    assert_int_equal(stats(s).pages_held, 0);
+    sl_sched_close(s);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_prefill_only),
+        cmocka_unit_test(test_pins),
+        cmocka_unit_test(test_reserve),
+        cmocka_unit_test(test_import),
         cmocka_unit_test(test_open_refuses),
         cmocka_unit_test(test_submit_refuses),
         cmocka_unit_test(test_queue_and_ids),

@@ -1,6 +1,7 @@
 """Prompts computed by one worker and continued by another: the answers are those of one worker that does
 both, bit for bit, with pages over shared memory and over TCP, when pages come damaged, when the prefill
 worker dies in the middle, when the decode worker does, and when there is none of a kind."""
+import signal
 import threading
 import unittest
 
@@ -128,36 +129,43 @@ class Disagg(unittest.TestCase):
                        lambda: metric(c.router, "sluice_kv_transfer_checksum_failures_total") > 0)
             self.assertGreater(metric(c.router, "sluice_kv_transfer_fallbacks_total"), 0)
 
+    def act_while(self, c, victim, holds, act, why):
+        """All requests at once, with `act` once the victim's row of `ctl ps` shows what it is to."""
+        results = []
+        run = threading.Thread(target=lambda: results.append(
+            in_parallel([lambda r=r: answer(c.router, r) for r in self.reqs])))
+        run.start()
+        wait_until(why, lambda: any(holds(p) for p in c.rows() if p["pid"] == victim.pid))
+        act()
+        run.join()
+        self.check(results[0], why)
+
+    SLOW_PREFILL = ("prefill", "--inject", "engine.slow=1@150", "--max-num-batched-tokens", 64)
+
     def test_prefill_worker_dies(self):
-        """kill -9 while it computes prompts (slowed down, so that it is): the owner computes them."""
-        with Cluster(("prefill", "--inject", "engine.slow=1@150", "--max-num-batched-tokens", 64), ("decode",)) as c:
+        """kill -9 while it computes prompts: the owner computes them."""
+        with Cluster(self.SLOW_PREFILL, ("decode",)) as c:
             victim = c.workers[0]
-            row = lambda: [p for p in c.rows() if p["pid"] == victim.pid]
-            first = threading.Thread(target=lambda: self.results.append(
-                in_parallel([lambda r=r: answer(c.router, r) for r in self.reqs])))
-            self.results = []
-            first.start()
-            wait_until("the prefill worker computes", lambda: row() and row()[0]["steps"] > 2)
-            victim.kill()
-            first.join()
-            self.check(self.results[0], "the prefill worker died")
+            self.act_while(c, victim, lambda p: p["steps"] > 2, victim.kill, "the prefill worker dies")
             self.check([answer(c.router, r) for r in self.reqs], "decode alone")
             self.assertGreater(metric(c.router, "sluice_kv_transfer_fallbacks_total"), 0)
 
+    def test_prefill_worker_hangs(self):
+        """SIGSTOP while it computes prompts: its silence is noticed, the owner computes them."""
+        with Cluster(self.SLOW_PREFILL, ("decode",)) as c:
+            victim = c.workers[0]
+            self.act_while(c, victim, lambda p: p["steps"] > 2, lambda: victim.signal(signal.SIGSTOP),
+                           "the prefill worker hangs")
+            victim.signal(signal.SIGCONT)
+            c.wait(2)
+            self.together(c, "it is back")
+
     def test_decode_worker_dies(self):
         """Its streams go on at the other one, with pages of the prefill worker or without."""
-        with Cluster(("prefill",), ("decode", "--inject", "engine.slow=1@20"),
-                     ("decode", "--inject", "engine.slow=1@20")) as c:
+        slow = ("decode", "--inject", "engine.slow=1@20")
+        with Cluster(("prefill",), slow, slow) as c:
             victim = c.workers[1]
-            row = lambda: [p for p in c.rows() if p["pid"] == victim.pid]
-            self.results = []
-            all_at_once = threading.Thread(target=lambda: self.results.append(
-                in_parallel([lambda r=r: answer(c.router, r) for r in self.reqs])))
-            all_at_once.start()
-            wait_until("it has streams", lambda: row() and row()[0]["running"] > 2)
-            victim.kill()
-            all_at_once.join()
-            self.check(self.results[0], "a decode worker died")
+            self.act_while(c, victim, lambda p: p["running"] > 2, victim.kill, "a decode worker dies")
             self.assertGreater(metric(c.router, "sluice_router_retries_total"), 0)
 
     def test_one_kind_alone(self):
