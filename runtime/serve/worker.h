@@ -23,7 +23,7 @@ struct link {
     enum link_state state;
     uint64_t n_connects; /* of the bus, when we last looked */
     uint64_t heard_ns;
-    uint64_t n_greetings;
+    uint64_t greeted_ns, n_greetings;
     struct sl_list requests;
     struct sl_err refusal;
 };

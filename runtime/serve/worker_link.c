@@ -13,6 +13,7 @@
 #include <unistd.h>
 
 #define LOAD_INTERVAL_MS 100
+#define GREET_PAUSE_MS   20   /* between HELLOs: a link that loses much must not live on them */
 #define LINK_SILENCE_MS  2000 /* routers ping ten times a second */
 #define RECEIVED_AT_ONCE 1024 /* then the engine's steps get their turn */
 
@@ -94,6 +95,7 @@ static void say_hello(struct worker *w, uint32_t i, uint64_t now)
     if (s != SL_OK)
         return;
     w->links[i].state = LINK_UP;
+    w->links[i].greeted_ns = now;
     w->links[i].heard_ns = now;
     w->next_ranks_ns = 0; /* this router has not heard of them */
 }
@@ -225,9 +227,11 @@ static void hear(struct worker *w, uint32_t link, const struct sl_msg *m)
 
 static void greet(struct worker *w)
 {
+    uint64_t now = sl_now_ns();
     for (uint32_t i = 0; i < w->cfg->n_connect && !w->draining && w->formed; i++)
-        if (w->links[i].state == LINK_GREET)
-            say_hello(w, i, sl_now_ns());
+        if (w->links[i].state == LINK_GREET &&
+            now - w->links[i].greeted_ns >= GREET_PAUSE_MS * SL_MS_NS)
+            say_hello(w, i, now);
 }
 
 void worker_links_receive(struct worker *w)
