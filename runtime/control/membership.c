@@ -7,6 +7,7 @@
 #include <sluice/control/membership.h>
 
 #include <sluice/base/containers.h>
+#include <sluice/base/mutant.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -197,6 +198,8 @@ void sl_members_model(struct sl_members *m, uint64_t key, enum sl_status status,
 static bool is_stale(const struct sl_members *m, const struct sl_member_hello *h)
 {
     const struct member *p = find_instance(m, h->instance);
+    if (SL_MUTANT(STALE_HELLO))
+        return false;
     if (p && h->greeting <= p->greeting)
         return true;
     for (uint32_t i = 0; h->instance && i < MEMORY_MAX; i++)
@@ -329,7 +332,8 @@ static void drop_silent(struct sl_members *m, uint64_t now_ns)
     for (struct sl_list *l = m->members.next; l != &m->members; l = next) {
         next = l->next;
         struct member *p = member_of(l);
-        if (now_ns > p->seen_ns && now_ns - p->seen_ns >= SL_MEMBER_SILENCE_NS)
+        if (!SL_MUTANT(SILENCE_IGNORED) && now_ns > p->seen_ns &&
+            now_ns - p->seen_ns >= SL_MEMBER_SILENCE_NS)
             lose(m, p, SL_LOST_SILENT);
     }
 }

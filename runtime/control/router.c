@@ -235,7 +235,8 @@ static struct req *owned(const struct sl_router *r, uint64_t worker_key, uint64_
                          uint32_t epoch)
 {
     struct req *q = sl_req_find(r, id);
-    bool is = q && q->state == REQ_SENT && q->epoch == epoch && q->worker->desc.key == worker_key;
+    bool is = q && q->state == REQ_SENT && (q->epoch == epoch || SL_MUTANT(EPOCH_IGNORED)) &&
+              q->worker->desc.key == worker_key;
     return is ? q : NULL;
 }
 
@@ -244,6 +245,9 @@ static bool is_next(struct sl_router *r, struct req *q, const struct sl_route_ou
 {
     uint64_t next = (uint64_t)q->n_before + q->n_delivered + 1;
     if (!o->ordinal || o->ordinal == next)
+        return true;
+    if ((o->ordinal < next && SL_MUTANT(REPEATED_TAKEN)) ||
+        (o->ordinal > next && SL_MUTANT(GAP_TAKEN)))
         return true;
     if (o->ordinal < next) {
         r->n_repeated++;
@@ -283,7 +287,8 @@ bool sl_router_output(struct sl_router *r, uint64_t worker_key, const struct sl_
         return true;
     sl_req_unassign(r, q, false);
     sl_req_free(r, q);
-    sl_router_dispatch(r, now_ns);
+    if (!SL_MUTANT(PLACE_UNUSED))
+        sl_router_dispatch(r, now_ns);
     return true;
 }
 

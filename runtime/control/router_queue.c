@@ -221,7 +221,7 @@ bool sl_req_assign(struct sl_router *r, struct req *q, uint64_t now_ns)
         w->progress_ns = now_ns; /* it had nothing to make progress with */
     q->state = REQ_TO_SEND;
     q->worker = w;
-    q->epoch++;
+    q->epoch += !SL_MUTANT(EPOCH_STAYS) || !q->epoch;
     sl_list_push_back(&w->reqs, &q->link);
     sl_list_push_back(&r->to_send, &q->send);
     w->n_reqs++;
@@ -236,7 +236,8 @@ static bool any_room(const struct sl_router *r)
 {
     for (uint32_t i = 0; i < r->cfg.max_workers; i++) {
         const struct worker *w = &r->workers[i];
-        if (w->uid && !w->lost && !w->draining && !w->blocked && !w->stalled && w->n_reqs < sl_worker_cap(w))
+        if (w->uid && !w->lost && !w->draining && !w->blocked && !w->stalled &&
+            w->n_reqs < sl_worker_cap(w))
             return true;
     }
     return false;

@@ -109,8 +109,8 @@ static uint32_t room_elsewhere(const struct sl_router *r)
     uint32_t room = 0;
     for (uint32_t i = 0; i < r->cfg.max_workers; i++) {
         const struct worker *w = &r->workers[i];
-        if (w->uid && !w->lost && !w->draining && !w->blocked && !w->stalled && w->slow == SL_EJECT_OK &&
-            w->n_reqs < sl_worker_cap(w))
+        if (w->uid && !w->lost && !w->draining && !w->blocked && !w->stalled &&
+            w->slow == SL_EJECT_OK && w->n_reqs < sl_worker_cap(w))
             room += sl_worker_cap(w) - w->n_reqs;
     }
     return room > r->n_waiting ? room - r->n_waiting : 0;
@@ -231,7 +231,7 @@ void sl_router_worker_load(struct sl_router *r, uint64_t key, const struct sl_wo
     if (sl_worker_cap(w) > w->cap_high)
         w->cap_high = sl_worker_cap(w);
     count_foreign(w);
-    w->blocked = false;
+    w->blocked &= SL_MUTANT(BLOCKED_FOREVER);
     if (w->lost && is_back(w)) {
         w->lost = w->stuck = false;
         w->progress_ns = now_ns;
@@ -276,7 +276,7 @@ static void after_loss(struct sl_router *r, uint64_t now_ns)
 void sl_router_worker_down(struct sl_router *r, uint64_t key, uint64_t now_ns)
 {
     struct worker *w = find_worker(r, key);
-    if (!w)
+    if (!w || SL_MUTANT(LOSS_IGNORED))
         return;
     remove_worker(r, w, false);
     after_loss(r, now_ns);

@@ -2,6 +2,7 @@
 #include "sched_priv.h"
 
 #include <sluice/base/mem.h>
+#include <sluice/base/mutant.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -203,7 +204,7 @@ static struct sl_seq *seq_new(const struct sl_sched *s, const struct sl_sched_re
                          .priority = r->priority,
                          .caching = n_keys != 0,
                          .prefill_only = r->prefill_only,
-                         .n_tokens = r->n_tokens,
+                         .n_tokens = SL_MUTANT(RESUME_FORGETS) ? r->n_prompt : r->n_tokens,
                          .n_prompt = r->n_prompt,
                          .n_max = n_max};
     q->keys = (uint8_t(*)[32])(void *)(q + 1);
@@ -211,6 +212,8 @@ static struct sl_seq *seq_new(const struct sl_sched *s, const struct sl_sched_re
     q->pages = q->tokens + n_max;
     memcpy(q->tokens, r->tokens, r->n_tokens * sizeof *q->tokens);
     memcpy(q->salt, r->salt, sizeof q->salt);
+    if (SL_MUTANT(SALT_IGNORED))
+        memset(q->salt, 0, sizeof q->salt);
     return q;
 }
 
@@ -273,6 +276,7 @@ static void detach(struct sl_sched *s, struct sl_seq *q)
 
 static void end_and_report(struct sl_sched *s, struct sl_seq *q, enum sl_end end)
 {
+    q->n_pages -= SL_MUTANT(PAGE_LEAKED) && end == SL_END_CANCELLED && q->n_pages;
     detach(s, q);
     q->end = end;
     sl_list_push_back(&s->ended, &q->link);
@@ -332,7 +336,8 @@ static void index_pages(struct sl_sched *s, struct sl_seq *q)
             continue;
         if (sl_prefix_find(&s->kv, q->keys[i], tokens, &page)) {
             sl_kv_release(&s->kv, q->pages[i]);
-            q->pages[i] = page;
+            if (!SL_MUTANT(PAGE_FREED_TWICE))
+                q->pages[i] = page;
         }
     }
 }

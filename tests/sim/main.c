@@ -1,30 +1,36 @@
-/* sluice_sim [--seed N] [--seeds K] [--mode ordered|hostile|both] [--shard I/N] [--trace] [--twice]
- *            [--until-broken]
+/* sluice_sim [--seed N] [--seeds K] [--mode ordered|hostile|bare|all] [--shard I/N] [--trace]
+ * [--twice]
+ *            [--until-broken] [--mutant NAME]
  *
  * Runs seeds N, N+1, ... and prints the first that breaks an invariant; exit code 1 then. --trace
  * prints every event of the run; --twice runs each seed two times and compares the traces; with
  * --until-broken it is a failure that no seed breaks (a build with a known bug). */
 #include "sim.h"
 
+#include <sluice/base/mutant.h>
+
+#include <signal.h>
 #include <stdio.h>
 #include <time.h>
+#include <unistd.h>
 
 struct options {
     uint64_t seed, n_seeds;
     uint32_t shard, n_shards;
-    bool ordered, hostile, trace, twice, until_broken;
+    const char *mode, *mutant;
+    bool trace, twice, until_broken;
 };
 
 static int usage(void)
 {
-    fprintf(stderr, "usage: sluice_sim [--seed N] [--seeds K] [--mode ordered|hostile|both] "
-                    "[--shard I/N] [--trace] [--twice] [--until-broken]\n");
+    fprintf(stderr, "usage: sluice_sim [--seed N] [--seeds K] [--mode ordered|hostile|bare|all] "
+                    "[--shard I/N] [--trace] [--twice] [--until-broken] [--mutant NAME]\n");
     return 2;
 }
 
 static bool read_options(int argc, char **argv, struct options *o)
 {
-    *o = (struct options){.seed = 1, .n_seeds = 1, .n_shards = 1, .ordered = true, .hostile = true};
+    *o = (struct options){.seed = 1, .n_seeds = 1, .n_shards = 1, .mode = "all"};
     for (int i = 1; i < argc; i++) {
         const char *value = i + 1 < argc ? argv[i + 1] : "";
         if (!strcmp(argv[i], "--trace")) {
@@ -44,8 +50,10 @@ static bool read_options(int argc, char **argv, struct options *o)
                 return false;
             i++;
         } else if (!strcmp(argv[i], "--mode")) {
-            o->ordered = strcmp(value, "hostile") != 0;
-            o->hostile = strcmp(value, "ordered") != 0;
+            o->mode = value;
+            i++;
+        } else if (!strcmp(argv[i], "--mutant")) {
+            o->mutant = value;
             i++;
         } else {
             return false;
@@ -54,7 +62,7 @@ static bool read_options(int argc, char **argv, struct options *o)
     return true;
 }
 
-static const char *const mode_names[] = {"ordered", "hostile"};
+static const char *const mode_names[] = {"ordered", "hostile", "bare"};
 
 static struct {
     uint64_t n_runs, n_events, n_delivered, n_lost, n_doubled, n_flipped;
@@ -117,17 +125,49 @@ static void report(void)
            (double)clock() / CLOCKS_PER_SEC);
 }
 
+#ifdef SL_MUTANTS
+enum sl_mutant sl_mutant;
+
+static bool set_mutant(const char *name)
+{
+    static const char *const names[] = {"none",
+#define X(id, what) #id,
+                                        SL_MUTANT_TABLE(X)
+#undef X
+    };
+    for (int i = 0; name && i < SL_N_MUTANTS; i++)
+        if (!strcmp(name, names[i]))
+            sl_mutant = (enum sl_mutant)i;
+    return !name || sl_mutant;
+}
+#else
+static bool set_mutant(const char *name)
+{
+    return !name; /* there are none in this build */
+}
+#endif
+
+static bool until_broken;
+
+/* An assertion of the product found the bug. */
+static void on_abort(int signum)
+{
+    (void)signum;
+    _exit(until_broken ? 0 : 1);
+}
+
 int main(int argc, char **argv)
 {
     struct options o;
-    if (!read_options(argc, argv, &o))
+    if (!read_options(argc, argv, &o) || !set_mutant(o.mutant))
         return usage();
+    until_broken = o.until_broken;
+    signal(SIGABRT, on_abort);
     bool good = true;
     for (uint64_t i = o.shard; i < o.n_seeds && good; i += o.n_shards) {
-        if (o.ordered)
-            good = run_seed(&o, o.seed + i, ORDERED);
-        if (o.hostile && good)
-            good = run_seed(&o, o.seed + i, HOSTILE);
+        for (int mode = ORDERED; mode <= BARE && good; mode++)
+            if (!strcmp(o.mode, "all") || !strcmp(o.mode, mode_names[mode]))
+                good = run_seed(&o, o.seed + i, (enum mode)mode);
     }
     report();
     if (o.until_broken)

@@ -235,7 +235,7 @@ bool net_send(struct sim *s, uint32_t w, uint32_t r, int dir, uint32_t life, con
     MUST(s, !sl_msg_encode(m, &s->encoded, &err), "message not encoded: %s", err.msg);
     sim_trace(s, "send w%u r%u %c kind %d tag %llu seq %llu", w, r, dir == UP ? '^' : 'v',
               (int)m->kind, (unsigned long long)m->tag, (unsigned long long)m->seq);
-    if (s->mode == HOSTILE) {
+    if (s->mode != ORDERED) {
         send_hostile(s, w, r, dir, life);
         return true;
     }

@@ -61,10 +61,12 @@ static void load(struct sim *s, struct sim_worker *w, struct sl_msg_load *out)
 static bool say(struct sim *s, struct sim_worker *w, uint32_t r, struct sl_msg *m)
 {
     struct link *l = &w->links[r];
-    sl_bus_order_stamp(&l->order, m);
+    if (s->mode != BARE)
+        sl_bus_order_stamp(&l->order, m);
     if (!net_send(s, w->index, r, UP, w->proc->life, m))
         return false;
-    sl_bus_order_sent(&l->order, m);
+    if (s->mode != BARE)
+        sl_bus_order_sent(&l->order, m);
     return true;
 }
 
@@ -316,8 +318,8 @@ static void follow_connection(struct sim *s, struct sim_worker *w, uint32_t r)
 {
     struct link *l = &w->links[r];
     const struct wire *x = &s->wires[w->index][r];
-    bool stands = s->mode == HOSTILE || x->stands;
-    uint32_t n = s->mode == HOSTILE ? 1 : x->n_connects;
+    bool stands = s->mode != ORDERED || x->stands;
+    uint32_t n = s->mode != ORDERED ? 1 : x->n_connects;
     if (n == l->n_connects && (stands || l->state == LINK_DOWN))
         return;
     cancel_link(w, r);

@@ -7,6 +7,7 @@
 #define TROUBLE_FROM_NS (200 * MS)
 #define TROUBLE_NS      (2800 * MS)
 #define QUIET_NS        (15000 * MS) /* after the last request: everything is given back by then */
+#define BARE_NS         (4000 * MS)
 #define ARENA_BYTES     ((size_t)1 << 20)
 
 void sim_break(struct sim *s, const char *fmt, ...)
@@ -204,7 +205,7 @@ static void draw_faults(struct sim *s)
         uint64_t at = TROUBLE_FROM_NS + rng_below(&s->rng, (uint32_t)(TROUBLE_NS / MS)) * MS;
         sim_schedule(s, EV_FAULT, at)->a = rng_below(&s->rng, N_FAULTS);
     }
-    if (s->mode != HOSTILE)
+    if (s->mode == ORDERED)
         return;
     uint32_t *rates[] = {&s->lose_1_in, &s->double_1_in, &s->delay_1_in, &s->flip_1_in};
     for (uint32_t i = 0; i < 4; i++)
@@ -347,6 +348,8 @@ static void run(struct sim *s)
         free(e);
         s->n_events++;
         check(s);
+        if (s->mode == BARE && s->now_ns > HEAL_NS + BARE_NS)
+            break;
         MUST(s, s->n_open == 0 || s->now_ns < END_NS, "%u requests never end", s->n_open);
         if (s->n_open || !s->healed)
             continue;

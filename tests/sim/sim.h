@@ -38,15 +38,15 @@ enum {
     META_BYTES = 10
 };
 
-#define TICK_NS       (50 * MS)
-#define LOAD_NS       (100 * MS)
-#define DEAD_NS       (800 * MS) /* ZMTP heartbeats give a connection up */
-#define HEAL_NS       (3500 * MS)
-#define END_NS        (60000 * MS)
+#define TICK_NS        (50 * MS)
+#define LOAD_NS        (100 * MS)
+#define DEAD_NS        (800 * MS) /* ZMTP heartbeats give a connection up */
+#define HEAL_NS        (3500 * MS)
+#define END_NS         (60000 * MS)
 #define GREET_PAUSE_NS (20 * MS)
-#define LINK_QUIET_NS (2000 * MS)
+#define LINK_QUIET_NS  (2000 * MS)
 
-enum mode { ORDERED, HOSTILE };
+enum mode { ORDERED, HOSTILE, BARE };
 
 enum event_kind {
     EV_TICK,      /* a node's timer */
@@ -152,6 +152,7 @@ struct sim_router {
     struct peer peers[LINKS_MAX];
     uint64_t next_key, next_id;
     uint32_t meta_len;
+    uint64_t greetings[WORKERS_MAX * 64]; /* [life * WORKERS_MAX + worker] last taken */
 };
 
 enum client_state { UNBORN, ASKING, LIVE, DONE, FAILED, CANCELLED };
