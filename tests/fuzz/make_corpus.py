@@ -116,6 +116,21 @@ def main(tiny):
         b"\x93" + text("BlockRemoved") + b"\x90\xc0" + b"\x91" + text("AllBlocksCleared") + b"\xc0")
     put("kv_events", "extra", b"\x95" + batch[1:] + b"\x90\x00\x81\xa1x\xd9\x01y\xdc\x00\x01\xd8\x05" + bytes(16))
 
+    def short(x):
+        return bytes([len(x)]) + x
+
+    join = struct.pack("<IIIQQBI", 0x314A4C53, 1, 3, 7, 99, 0, 1234) + bytes(32)
+    answer = struct.pack("<IH", 0x31414C53, 0) + short(b"") + struct.pack("<QIB", 99, 2, 2) + bytes(32)
+    put("comm", "join", b"\0" + join + short(b"tp") + short(b"127.0.0.1:4000"))
+    put("comm", "join_control", b"\0" + join + short(b"t\n") + short(b""))
+    put("comm", "answer", b"\1" + answer + short(b"sluice-0123") + short(b"127.0.0.1:1") + short(b"[::1]:2"))
+    put("comm", "refusal", b"\1" + struct.pack("<IH", 0x31414C53, 3) + short(b"comm: no") +
+        struct.pack("<QIB", 99, 0, 0) + bytes(32) + short(b""))
+    put("comm", "beat", b"\2" + struct.pack("<II", 125, 3))
+    put("comm", "alert", b"\2" + struct.pack("<II", 1, 5))
+    put("comm", "hail", b"\2" + struct.pack("<II", 0x31484C53, 2) + bytes(32))
+    put("comm", "heads", b"\3" + struct.pack("<IBBBBQ", 16376, 2, 0, 0, 0, 4096))
+
 
 if __name__ == "__main__":
     main(sys.argv[1])
