@@ -19,7 +19,7 @@ static const struct {
 } kinds[] = {
     {"requantize", sl_cli_requantize}, {"serve", sl_bench_serve},
     {"offline", sl_cli_bench_offline}, {"ops", sl_cli_bench_ops},
-    {"comm", not_implemented},         {"scale", not_implemented},
+    {"comm", sl_cli_bench_comm},       {"scale", not_implemented},
     {"faults", sl_cli_bench_script},   {"compare", sl_cli_bench_script},
     {"report", not_implemented},
 };

@@ -28,6 +28,7 @@ int sl_cli_pull(int argc, char **argv, char *const *env);
 int sl_cli_requantize(int argc, char **argv, char *const *env); /* `bench requantize IN OUT` */
 int sl_cli_bench_offline(int argc, char **argv, char *const *env);
 int sl_cli_bench_ops(int argc, char **argv, char *const *env);
+int sl_cli_bench_comm(int argc, char **argv, char *const *env);
 int sl_cli_bench_script(int argc, char **argv, char *const *env);
 
 /* What the manual page and the completion are made from; each stands in its verb's file. */

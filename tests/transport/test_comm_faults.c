@@ -1,6 +1,7 @@
 /* Promise: whatever happens to a rank, every other one leaves its operation with a status that says
  * who is to blame, nothing is left open behind it, and whoever is no rank changes nothing.
  * Deadlines are a minute where a fault has to be noticed without them. */
+#include "comm/comm_priv.h"
 #include "comm_group.h"
 
 #include <arpa/inet.h>
@@ -9,6 +10,8 @@
 #include <sys/socket.h>
 #include <sys/un.h>
 #include <zmq.h>
+
+#define FOREVER_MS 3600000 /* the test would be ended first: no deadline may do the noticing */
 
 static const enum sl_comm_kind kinds[] = {SL_COMM_SHM, SL_COMM_TCP};
 
@@ -153,7 +156,7 @@ static void test_a_killed_rank_is_noticed(void **state)
 {
     (void)state;
     for (size_t k = 0; k < 2; k++)
-        lose_one(kinds[k], SIGKILL, PATIENT_MS);
+        lose_one(kinds[k], SIGKILL, FOREVER_MS);
 }
 
 static void test_a_stopped_rank_is_noticed(void **state)
@@ -264,7 +267,8 @@ static void test_a_hundred_lost_groups_leave_nothing(void **state)
 {
     (void)state;
     struct board *board = make_board();
-    struct group g = {.n = 2, .rank_main = survivor_rank, .ctx = board};
+    struct group g = {
+        .n = 2, .op_timeout_ms = FOREVER_MS, .rank_main = survivor_rank, .ctx = board};
     size_t fds = 0, files = 0;
     for (uint32_t round = 0; round <= 100; round++) {
         g.kind = kinds[round % 2];
@@ -385,6 +389,46 @@ static void test_a_missing_rank_is_named(void **state)
     b.cfg.stop = &stop;
     misfit_main(&b);
     assert_int_equal(b.status, SL_CANCELLED);
+    sl_bus_ipc_remove(g.endpoint);
+}
+
+/* Rank 2 joins and is killed before it makes its links; then it is started again. */
+static void test_a_rank_started_anew_while_joining_ends_the_attempt(void **state)
+{
+    (void)state;
+    struct group g = {.n = 3, .kind = SL_COMM_TCP};
+    group_meet(&g);
+    struct misfit m[3];
+    pthread_t ids[2];
+    struct wire_join join = {.rank = 2,
+                             .n_ranks = 3,
+                             .config_hash = 7,
+                             .nonce = 1,
+                             .kind = SL_COMM_TCP,
+                             .group = "test",
+                             .address = "127.0.0.1:9"};
+    uint8_t data[WIRE_ANSWER_MAX];
+    int linger = 0, patience = PATIENT_MS;
+    void *zmq = zmq_ctx_new(), *dealer = zmq_socket(zmq, ZMQ_DEALER);
+    rendezvous_machine(join.machine);
+    for (uint32_t r = 0; r < 3; r++)
+        m[r] = (struct misfit){.cfg = group_config(&g, r)};
+    for (uint32_t r = 0; r < 2; r++)
+        REQUIRE(!pthread_create(&ids[r], NULL, misfit_main, &m[r]), "thread");
+    zmq_setsockopt(dealer, ZMQ_LINGER, &linger, sizeof linger);
+    zmq_setsockopt(dealer, ZMQ_RCVTIMEO, &patience, sizeof patience);
+    zmq_connect(dealer, g.endpoint);
+    zmq_send(dealer, data, wire_join_encode(&join, data), 0);
+    assert_true(zmq_recv(dealer, data, sizeof data, 0) > 0);
+    zmq_close(dealer);
+    zmq_ctx_term(zmq);
+    misfit_main(&m[2]);
+    for (uint32_t r = 0; r < 2; r++)
+        pthread_join(ids[r], NULL);
+    for (uint32_t r = 0; r < 3; r++) {
+        assert_int_equal(m[r].status, SL_PEER);
+        assert_string_equal(m[r].msg, "comm: rank 2 was started again while joining");
+    }
     sl_bus_ipc_remove(g.endpoint);
 }
 
@@ -529,6 +573,7 @@ int main(void)
         cmocka_unit_test(test_ranks_that_do_not_fit_say_so),
         cmocka_unit_test(test_bad_configurations_are_refused),
         cmocka_unit_test(test_a_missing_rank_is_named),
+        cmocka_unit_test(test_a_rank_started_anew_while_joining_ends_the_attempt),
         cmocka_unit_test(test_unequal_sizes_are_found),
         cmocka_unit_test(test_strangers_change_nothing),
     };

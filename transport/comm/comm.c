@@ -82,14 +82,14 @@ void sl_comm_abort(struct sl_comm *c)
 
 /* --- opening ---------------------------------------------------------------------------------- */
 
-enum sl_status comm_join_check(const struct comm_join *j, const char *what, struct sl_err *err)
+enum sl_status comm_join_check(struct comm_join *j, const char *what, struct sl_err *err)
 {
     if (j->cfg->stop && *j->cfg->stop)
         return sl_fail(err, SL_CANCELLED, "comm: told to stop while waiting for %s", what);
     if (sl_now_ns() >= j->deadline_ns)
         return sl_fail(err, SL_PEER, "comm: rank %u of '%s': %s did not come within %u ms",
                        j->cfg->rank, j->cfg->group, what, j->timeout_ms);
-    return SL_OK;
+    return rendezvous_hear(j, err);
 }
 
 static enum sl_status check_config(const struct sl_comm_config *cfg, struct sl_err *err)
@@ -134,6 +134,8 @@ static enum sl_status open_net(struct comm_join *j, struct comm_net **net, struc
         s = shm_net_open(j, net, err);
     else if (!s)
         s = tcp_net_open(j, net, err);
+    if (s)
+        rendezvous_refuse(j, err);
     rendezvous_close(j);
     secure_door_close(j->door);
     if (j->shm_fd >= 0)
@@ -175,7 +177,9 @@ enum sl_status sl_comm_open(const struct sl_comm_config *cfg, struct sl_comm **o
 {
     struct comm_net *net = NULL;
     struct comm_join *j = calloc(1, sizeof *j);
+    struct sl_err unwanted;
     *out = NULL;
+    err = err ? err : &unwanted; /* it is told to the others */
     enum sl_status s = j ? check_config(cfg, err) : sl_fail(err, SL_NO_MEMORY, "comm: no memory");
     if (s)
         goto out;

@@ -87,12 +87,19 @@ struct comm_join {
     struct rendezvous *rendezvous;
 };
 /* SL_OK while joining may go on; SL_CANCELLED, SL_PEER with `what` as the thing waited for. */
-enum sl_status comm_join_check(const struct comm_join *j, const char *what, struct sl_err *err);
+enum sl_status comm_join_check(struct comm_join *j, const char *what, struct sl_err *err);
 
 /* rendezvous.c: comes to know all ranks. Rank 0 keeps the socket open until rendezvous_close, so
  * that an answer on its way arrives. */
 enum sl_status rendezvous_meet(struct comm_join *j, struct sl_err *err);
 void rendezvous_close(struct comm_join *j);
+/* Equal for processes that can share memory. It is handed over an abstract socket, thus: the same
+ * kernel and network namespace, and the same user, since nobody else is let in. */
+void rendezvous_machine(uint8_t out[WIRE_KEY_BYTES]);
+/* While links are made: SL_PEER when a rank was started again, or when rank 0 has given up; rank 0
+ * tells the others so. */
+enum sl_status rendezvous_hear(struct comm_join *j, struct sl_err *err);
+void rendezvous_refuse(struct comm_join *j, const struct sl_err *why);
 
 /* shm.c: rank 0's socket for handing out the memory, named in answer.shm_name; then the net. */
 enum sl_status shm_listen(struct comm_join *j, struct sl_err *err);
@@ -129,6 +136,6 @@ struct sl_comm {
     float *tree; /* [n_ranks][COMM_TREE_FLOATS] */
     _Atomic uint64_t n_ops, bytes_sent, bytes_received, wait_ns;
 };
-#define COMM_TREE_FLOATS 4096
+#define COMM_TREE_FLOATS 16384
 
 #endif

@@ -38,6 +38,7 @@ struct rendezvous {
     struct bus_keys keys; /* ranks are workers, rank 0 among them */
     struct bus_socket socket;
     struct place places[SL_COMM_RANKS_MAX];
+    bool met; /* the answers are out */
 };
 
 /* --- this rank ----------------------------------------------------------------------------------
@@ -52,9 +53,7 @@ static size_t read_text(const char *path, char *out, size_t max)
     return n > 0 ? (size_t)n : 0;
 }
 
-/* Shared memory is handed over an abstract socket: the same kernel and network namespace, and the
- * same user, since nobody else is let in. */
-static void name_machine(uint8_t out[WIRE_KEY_BYTES])
+void rendezvous_machine(uint8_t out[WIRE_KEY_BYTES])
 {
     char text[256] = "";
     size_t n = read_text("/proc/sys/kernel/random/boot_id", text, 64);
@@ -76,7 +75,7 @@ static void describe_self(const struct comm_join *j, struct wire_join *out)
                               .nonce = sl_entropy_u64(),
                               .kind = cfg->kind,
                               .pid = (uint32_t)getpid()};
-    name_machine(out->machine);
+    rendezvous_machine(out->machine);
     snprintf(out->group, sizeof out->group, "%s", cfg->group);
     if (j->door)
         snprintf(out->address, sizeof out->address, "%s", secure_door_address(j->door));
@@ -319,8 +318,8 @@ static enum sl_status host(struct comm_join *j, struct sl_err *err)
  */
 
 /* SL_OK with *got false: no answer to this JOIN yet. */
-static enum sl_status read_answer(struct comm_join *j, uint64_t nonce, bool *got,
-                                  struct sl_err *err)
+static enum sl_status read_answer(const struct comm_join *j, uint64_t nonce,
+                                  struct wire_answer *out, bool *got, struct sl_err *err)
 {
     void *zmq = j->rendezvous->socket.zmq;
     uint8_t data[WIRE_ANSWER_MAX];
@@ -331,17 +330,16 @@ static enum sl_status read_answer(struct comm_join *j, uint64_t nonce, bool *got
     if (n < 0)
         return SL_OK;
     bool good = n <= (int)sizeof data && !more &&
-                wire_answer_decode(data, (size_t)n, &j->answer, &bad) == SL_OK &&
-                j->answer.nonce == nonce;
+                wire_answer_decode(data, (size_t)n, out, &bad) == SL_OK && out->nonce == nonce;
     explicit_bzero(data, sizeof data);
     drop_parts(zmq, more);
     if (!good)
         return SL_OK;
-    if (j->answer.status)
-        return sl_fail(err, (enum sl_status)j->answer.status, "%s", j->answer.reason);
-    if (j->answer.n_ranks != j->cfg->n_ranks)
+    if (out->status)
+        return sl_fail(err, (enum sl_status)out->status, "%s", out->reason);
+    if (out->n_ranks != j->cfg->n_ranks)
         return sl_fail(err, SL_CONFIG, "comm: rank 0 counts %u ranks, rank %u counts %u",
-                       j->answer.n_ranks, j->cfg->rank, j->cfg->n_ranks);
+                       out->n_ranks, j->cfg->rank, j->cfg->n_ranks);
     *got = true;
     return SL_OK;
 }
@@ -364,7 +362,7 @@ static enum sl_status ask(struct comm_join *j, struct sl_err *err)
             again_ns = sl_now_ns() + AGAIN_MS * SL_MS_NS;
         zmq_poll(&item, 1, SLICE_MS);
         bus_tend(&j->rendezvous->socket, &j->rendezvous->keys, sl_now_ns());
-        if ((s = read_answer(j, join.nonce, &got, err)))
+        if ((s = read_answer(j, join.nonce, &j->answer, &got, err)))
             return s;
     }
     return SL_OK;
@@ -375,5 +373,51 @@ enum sl_status rendezvous_meet(struct comm_join *j, struct sl_err *err)
     enum sl_status s = open_socket(j, err);
     if (s)
         return s;
-    return j->cfg->rank == 0 ? host(j, err) : ask(j, err);
+    s = j->cfg->rank == 0 ? host(j, err) : ask(j, err);
+    j->rendezvous->met = s == SL_OK;
+    return s;
+}
+
+/* --- while links are made ------------------------------------------------------------------------
+ */
+
+/* A rank that joins once more did not hear us, or is another process: then the group cannot be. */
+static enum sl_status hear_joins(struct comm_join *j, struct sl_err *err)
+{
+    struct rendezvous *r = j->rendezvous;
+    struct place p = {.taken = true};
+    bool good;
+    while (receive_join(r, &p, &good)) {
+        struct place *known = good ? &r->places[p.join.rank] : NULL;
+        if (!known || !known->taken || p.join.rank == 0)
+            continue;
+        if (p.join.nonce != known->join.nonce) {
+            *known = p;
+            return sl_fail(err, SL_PEER, "comm: rank %u was started again while joining",
+                           p.join.rank);
+        }
+        answer(r, known, &j->answer);
+    }
+    return SL_OK;
+}
+
+enum sl_status rendezvous_hear(struct comm_join *j, struct sl_err *err)
+{
+    struct rendezvous *r = j->rendezvous;
+    struct wire_answer again; /* does not change the one in force */
+    bool got;
+    if (!r || !r->met)
+        return SL_OK;
+    bus_tend(&r->socket, &r->keys, sl_now_ns());
+    if (j->cfg->rank == 0)
+        return hear_joins(j, err);
+    enum sl_status s = read_answer(j, j->answer.nonce, &again, &got, err);
+    explicit_bzero(again.key, sizeof again.key);
+    return s;
+}
+
+void rendezvous_refuse(struct comm_join *j, const struct sl_err *why)
+{
+    if (j->rendezvous && j->rendezvous->met && j->cfg->rank == 0)
+        refuse_all(j->rendezvous, NULL, why);
 }

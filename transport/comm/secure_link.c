@@ -17,6 +17,8 @@
 #include <unistd.h>
 
 #define RECORD_BYTES          16384
+#define SEALED_BYTES          (80 << 10)
+#define READ_BYTES            (64 << 10)
 #define RECORDS_BETWEEN_REKEY ((uint64_t)1 << 23)
 
 struct secure_link {
@@ -31,6 +33,9 @@ struct secure_link {
 
     uint8_t out[RECORD_BYTES]; /* one frame on its way: OpenSSL wants the same bytes again */
     size_t out_bytes, out_done;
+    uint8_t sealed[SEALED_BYTES]; /* records not yet sent: several go in one system call */
+    size_t sealed_bytes, sealed_sent;
+    bool broken;
     uint64_t n_records;
 
     uint8_t head[SECURE_FRAME_HEAD];
@@ -42,30 +47,48 @@ struct secure_link {
 /* --- a socket as BIO: OpenSSL's own writes without MSG_NOSIGNAL --------------------------------
  */
 
-static int bio_fd(BIO *b)
+/* Sends what the socket takes. */
+static void send_sealed(struct secure_link *l)
 {
-    struct secure_link *l = BIO_get_data(b);
-    return l->fd;
+    while (l->sealed_sent < l->sealed_bytes && !l->broken) {
+        ssize_t n =
+            send(l->fd, l->sealed + l->sealed_sent, l->sealed_bytes - l->sealed_sent, MSG_NOSIGNAL);
+        if (n < 0 && (errno == EAGAIN || errno == EWOULDBLOCK))
+            return;
+        l->broken = n < 0 && errno != EINTR;
+        l->sealed_sent += n > 0 ? (size_t)n : 0;
+    }
+    if (!l->broken)
+        l->sealed_bytes = l->sealed_sent = 0;
 }
 
 static int bio_write(BIO *b, const char *data, int n)
 {
-    ssize_t sent;
+    struct secure_link *l = BIO_get_data(b);
     BIO_clear_retry_flags(b);
-    do
-        sent = send(bio_fd(b), data, (size_t)n, MSG_NOSIGNAL);
-    while (sent < 0 && errno == EINTR);
-    if (sent < 0 && (errno == EAGAIN || errno == EWOULDBLOCK))
-        BIO_set_retry_write(b);
-    return (int)sent;
+    if (n <= 0 || l->broken)
+        return -1;
+    if ((size_t)n > sizeof l->sealed - l->sealed_bytes)
+        send_sealed(l);
+    size_t room = sizeof l->sealed - l->sealed_bytes;
+    size_t take = (size_t)n < room ? (size_t)n : room;
+    if (!take) {
+        if (!l->broken)
+            BIO_set_retry_write(b);
+        return -1;
+    }
+    memcpy(l->sealed + l->sealed_bytes, data, take);
+    l->sealed_bytes += take;
+    return (int)take;
 }
 
 static int bio_read(BIO *b, char *data, int n)
 {
+    struct secure_link *l = BIO_get_data(b);
     ssize_t got;
     BIO_clear_retry_flags(b);
     do
-        got = recv(bio_fd(b), data, (size_t)n, 0);
+        got = recv(l->fd, data, (size_t)n, 0);
     while (got < 0 && errno == EINTR);
     if (got < 0 && (errno == EAGAIN || errno == EWOULDBLOCK))
         BIO_set_retry_read(b);
@@ -159,6 +182,8 @@ static bool set_up(struct secure_link *l)
     }
     SSL_CTX_set_session_cache_mode(l->ctx, SSL_SESS_CACHE_OFF);
     SSL_CTX_set_mode(l->ctx, SSL_MODE_ENABLE_PARTIAL_WRITE);
+    SSL_CTX_set_read_ahead(l->ctx, 1);
+    SSL_CTX_set_default_read_buffer_len(l->ctx, READ_BYTES);
     if (l->find) {
         SSL_CTX_set_psk_find_session_callback(l->ctx, find_session);
     } else {
@@ -258,6 +283,7 @@ enum sl_status secure_link_handshake(struct secure_link *l, bool *done, struct s
         return SL_OK;
     ERR_clear_error();
     int rc = SSL_do_handshake(l->ssl);
+    send_sealed(l); /* also an alert that says why not */
     if (rc != 1)
         return why(l, rc, err);
     if (!SSL_session_reused(l->ssl)) /* only ever by our key */
@@ -271,15 +297,14 @@ const char *secure_link_identity(const struct secure_link *l)
     return l->psk.identity;
 }
 
-enum sl_status secure_link_flush(struct secure_link *l, bool *flushed, struct sl_err *err)
+/* The frame in `out` becomes a record, unless `sealed` is full. */
+static enum sl_status seal(struct secure_link *l, struct sl_err *err)
 {
-    *flushed = true;
     if (!l->out_bytes)
         return SL_OK;
     ERR_clear_error();
     while (l->out_done < l->out_bytes) { /* once, unless the peer asked for short records */
         int rc = SSL_write(l->ssl, l->out + l->out_done, (int)(l->out_bytes - l->out_done));
-        *flushed = rc > 0;
         if (rc <= 0)
             return why(l, rc, err);
         l->out_done += (size_t)rc;
@@ -288,6 +313,20 @@ enum sl_status secure_link_flush(struct secure_link *l, bool *flushed, struct sl
     if (++l->n_records % RECORDS_BETWEEN_REKEY == 0 &&
         !SSL_key_update(l->ssl, SSL_KEY_UPDATE_NOT_REQUESTED))
         return why(l, 0, err);
+    return SL_OK;
+}
+
+enum sl_status secure_link_flush(struct secure_link *l, bool *flushed, struct sl_err *err)
+{
+    *flushed = false;
+    send_sealed(l);
+    enum sl_status s = seal(l, err);
+    if (s)
+        return s;
+    send_sealed(l);
+    if (l->broken)
+        return sl_fail(err, SL_PEER, "link: the peer closed the connection");
+    *flushed = !l->out_bytes && !l->sealed_bytes;
     return SL_OK;
 }
 
@@ -328,9 +367,11 @@ enum sl_status secure_link_push(struct secure_link *l, uint8_t kind,
     for (size_t i = 0; i < n_spans; i++)
         all += spans[i].bytes;
     while (*taken < all) {
-        enum sl_status s = secure_link_flush(l, &flushed, err);
-        if (s || !flushed)
+        enum sl_status s = seal(l, err);
+        if (s)
             return s;
+        if (l->out_bytes)
+            break;
         *taken += fill(l, kind, spans, n_spans, *taken);
     }
     return secure_link_flush(l, &flushed, err);
@@ -340,11 +381,13 @@ enum sl_status secure_link_note(struct secure_link *l, uint8_t kind, const void 
                                 bool *taken, struct sl_err *err)
 {
     struct secure_span span = {data, bytes};
-    enum sl_status s = secure_link_flush(l, taken, err);
-    if (s || !*taken)
+    bool flushed;
+    sl_assert(bytes <= SECURE_FRAME_MAX);
+    enum sl_status s = secure_link_flush(l, &flushed, err);
+    *taken = !s && !l->out_bytes;
+    if (!*taken)
         return s;
     fill(l, kind, &span, 1, 0);
-    bool flushed;
     return secure_link_flush(l, &flushed, err);
 }
 
@@ -419,9 +462,13 @@ int secure_link_fd(const struct secure_link *l)
 
 short secure_link_events(const struct secure_link *l)
 {
-    if (!l->ready)
-        return l->events;
-    return l->out_bytes ? POLLOUT : 0;
+    short out = l->out_bytes || l->sealed_bytes ? POLLOUT : 0;
+    return l->ready ? out : (short)(l->events | out);
+}
+
+bool secure_link_buffered(const struct secure_link *l)
+{
+    return SSL_has_pending(l->ssl);
 }
 
 bool secure_link_wait(const struct secure_link *l, short events, uint64_t deadline_ns)

@@ -95,6 +95,9 @@ enum sl_status secure_link_pull(struct secure_link *l, void *data, size_t bytes,
 int secure_link_fd(const struct secure_link *l);
 /* What the link itself waits for: POLLIN, POLLOUT in a handshake, POLLOUT with bytes to flush. */
 short secure_link_events(const struct secure_link *l);
+/* Bytes came that no poll will tell of: they wait inside. Read until there is nothing before
+ * polling, or ask this. It is true also for a piece of a record. */
+bool secure_link_buffered(const struct secure_link *l);
 /* Polls for `events` or those until `deadline_ns` of sl_now_ns; false when it passed. */
 bool secure_link_wait(const struct secure_link *l, short events, uint64_t deadline_ns);
 

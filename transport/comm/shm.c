@@ -23,7 +23,7 @@
 #include <unistd.h>
 
 #define PIECE_BYTES   ((size_t)64 << 10) /* published at a time: the reader follows closely */
-#define SPINS         2000               /* some 20 us, with a core for every rank */
+#define SPINS         500                /* some 10 us, with a core for every rank */
 #define SPINS_CROWDED 20
 
 /* --- layout --------------------------------------------------------------------------------------

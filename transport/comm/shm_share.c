@@ -295,7 +295,7 @@ static enum sl_status host(struct comm_join *j, struct shm_net *s, int *memory, 
 /* --- the others ----------------------------------------------------------------------------------
  */
 
-static enum sl_status dial(const struct comm_join *j, int *out, struct sl_err *err)
+static enum sl_status dial(struct comm_join *j, int *out, struct sl_err *err)
 {
     struct sockaddr_un a;
     socklen_t size = abstract_address(j->answer.shm_name, &a);

@@ -198,10 +198,13 @@ static bool readable(struct comm_net *net, uint32_t peer)
     return yes;
 }
 
-static struct pollfd poll_entry(struct tcp_link *l, bool from, bool to)
+static struct pollfd poll_entry(struct tcp_net *t, struct tcp_link *l, bool from, bool to)
 {
     struct pollfd p = {l->s ? secure_link_fd(l->s) : -1, 0, 0};
+    struct sl_err err;
     pthread_mutex_lock(&l->lock);
+    if (l->s && !from && !l->data_in_front && secure_link_buffered(l->s) && service(t, l, &err))
+        l->state = COMM_DEAD;
     if (l->state != COMM_HERE || (l->hung_up && !from && !to))
         p.fd = -1;
     else
@@ -219,7 +222,7 @@ static void wait_for(struct comm_net *net, uint64_t from, uint64_t to, uint64_t 
     uint64_t now = sl_now_ns(), count;
     struct sl_err err;
     for (uint32_t p = 0; p < n; p++)
-        fds[p] = poll_entry(&t->links[p], from >> p & 1, to >> p & 1);
+        fds[p] = poll_entry(t, &t->links[p], from >> p & 1, to >> p & 1);
     fds[n] = (struct pollfd){t->bell, POLLIN, 0};
     int left_ms = until_ns > now ? (int)((until_ns - now + SL_MS_NS - 1) / SL_MS_NS) : 0;
     if (poll(fds, n + 1, left_ms) <= 0)
