@@ -115,6 +115,21 @@ def main(tiny):
     put("kv_events", "arrays", batch + b"\x93\x97" + text("BlockStored") + b"\x91" + key + key + b"\x91\x01\x01\xc0\xc0" +
         b"\x93" + text("BlockRemoved") + b"\x90\xc0" + b"\x91" + text("AllBlocksCleared") + b"\xc0")
     put("kv_events", "extra", b"\x95" + batch[1:] + b"\x90\x00\x81\xa1x\xd9\x01y\xdc\x00\x01\xd8\x05" + bytes(16))
+    sampling = {"temperature": 1, "top_k": 0, "top_p": 1, "min_p": 0, "typical_p": 1, "presence_penalty": 0,
+                "frequency_penalty": 0, "repetition_penalty": 1.5, "min_tokens": 0, "max_tokens": 3,
+                "ignore_eos": False, "logit_bias": [[5, -1.5]], "stop_token_ids": [7]}
+    proof = {"version": 1, "stop": ["x"], "include_stop": False, "skip_special": True, "echo": False,
+             "prompts": [[1, 2]], "choices": [{"index": 0, "prompt": 0, "choice": 0, "class": "c", "seed": -3,
+                                               "sampling": sampling, "tokens": [4, 5], "chain": "0f" * 32}]}
+    probs = {"content": [{"token": "a", "logprob": -1.5, "top_logprobs": [{"token": "a", "logprob": -1}]}] * 2}
+    put("stored", "chat", json.dumps({"choices": [{"index": 0, "message": {"content": "ab"}, "logprobs": probs,
+                                                   "finish_reason": "length"}], "sluice": proof}))
+    put("stored", "text", json.dumps({"response": {"choices": [{"index": 0, "text": "ab", "logprobs": {
+        "token_logprobs": [-1, -2], "top_logprobs": [{"a": -1}, {"b": -2}]}}], "sluice": proof}}))
+    put("stored", "events", 'id: 1\ndata: {"choices":[{"index":0,"delta":{"content":"a"}}]}\n\ndata:' +
+        json.dumps({"choices": [], "sluice": proof}) + "\r\n\ndata: [DONE]\n\n")
+    put("stored", "id", "1.fedcba9876543210.0000000000000abc.00c0ffee.1-01020304050607ff.0.12f-0000000000000000"
+        ".999999999e-abcd000000000000")
 
     def short(x):
         return bytes([len(x)]) + x
