@@ -164,11 +164,13 @@ static void print_text(const struct audit_file *f, const struct finding *found)
         uint32_t n = f->choices[i].claim.n_tokens;
         if (!found[i].problem)
             printf("choice %u: authentic, %u tokens\n", i, n);
-        else if (r->verdict == SL_AUDIT_TOKEN || r->verdict == SL_AUDIT_LOGPROB)
-            printf("choice %u: not authentic: %s at token %u of %u: %u (%g) claimed, %u (%g) "
-                   "computed\n",
-                   i, found[i].problem, r->at, n, r->claimed.token, (double)r->claimed.logprob,
-                   r->computed.token, (double)r->computed.logprob);
+        else if (r->verdict == SL_AUDIT_TOKEN)
+            printf("choice %u: not authentic: %s at token %u of %u: %u claimed, %u computed\n", i,
+                   found[i].problem, r->at, n, r->claimed.token, r->computed.token);
+        else if (r->verdict == SL_AUDIT_LOGPROB)
+            printf("choice %u: not authentic: %s at token %u of %u: %.9g claimed, %.9g computed\n",
+                   i, found[i].problem, r->at, n, (double)r->claimed.logprob,
+                   (double)r->computed.logprob);
         else
             printf("choice %u: not authentic: %s\n", i, found[i].problem);
     }

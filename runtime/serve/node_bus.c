@@ -399,7 +399,9 @@ static void fail_stream(struct stream *s, enum sl_status status)
     if (status == SL_TIMEOUT)
         sl_fail(&err, status, "the request's deadline passed");
     else if (status == SL_PEER)
-        sl_fail(&err, status, "the worker that computed this request was lost");
+        sl_fail(&err, status,
+                "the worker that computed this request was lost, and no other of its "
+                "class took it");
     else
         sl_fail(&err, status, "the request could not be computed: %s", sl_status_row(status)->text);
     gen_fail(s->gen, &err);

@@ -97,6 +97,8 @@ void openai_note_delta(struct call *c, struct choice *ch, const struct gen_delta
     ch->reached = (struct sl_event_choice){.n_tokens = d->chain->n_tokens,
                                            .phase = d->last ? SL_EVENT_TEXT_DONE : SL_EVENT_RUNS};
     memcpy(ch->reached.link, d->chain->link, sizeof ch->reached.link);
+    if (c->class_hash && c->class_hash != d->class_hash)
+        c->with_ids = false; /* choices of two classes: no one router could go on with both */
     c->class_hash = d->class_hash;
 }
 

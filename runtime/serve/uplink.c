@@ -59,6 +59,7 @@ struct uplink {
     struct sl_watch *watch;
     uint64_t instance, next_load_ns;
     uint8_t meta_sha256[32];
+    bool meta_known;
     char class_name[256]; /* offered; empty: none yet */
     uint64_t class_hash;
     struct up_link *links; /* [cfg->n_connect] */
@@ -513,7 +514,9 @@ static void greet(struct uplink *u)
         }
     if (!o.first || !node_has_model(u->node) || u->node->draining)
         return;
-    sl_sha256(u->node->meta.data, u->node->meta.len, u->meta_sha256);
+    if (!u->meta_known)
+        sl_sha256(u->node->meta.data, u->node->meta.len, u->meta_sha256);
+    u->meta_known = true; /* a router has one model all its life */
     for (uint32_t i = 0; i < n_links(u); i++)
         if (u->links[i].state == UP_GREET)
             say_hello(u, i, &o);
