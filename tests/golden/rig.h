@@ -21,6 +21,8 @@ struct rig_config {
     uint32_t n_threads;
     uint32_t max_batch, max_pos, max_rows;
     enum sl_dtype kv_dtype;
+    struct sl_shard shard;       /* zeros: the whole model */
+    const struct sl_exchange *x; /* of a shard */
 };
 
 struct rig {
@@ -29,6 +31,7 @@ struct rig {
     struct sl_kv kv;
     uint32_t *pages; /* of the sequence rig_run runs: all of them, last first */
     uint32_t max_batch, n_vocab;
+    const struct sl_exchange *x;
 };
 
 static inline void rig_must(enum sl_status status, const struct sl_err *err)
@@ -40,16 +43,17 @@ static inline void rig_must(enum sl_status status, const struct sl_err *err)
 static inline void rig_open(struct rig *r, const struct sl_gguf *g, const struct rig_config *c)
 {
     struct sl_err err = {0};
-    *r = (struct rig){.max_batch = c->max_batch};
+    *r = (struct rig){.max_batch = c->max_batch, .x = c->x};
     struct sl_cpu_config cpu = {.isa = c->isa, .n_threads = c->n_threads};
     rig_must(c->ref ? sl_ref_open(&r->b, &err) : sl_cpu_open(&cpu, &r->b, &err), &err);
-    struct sl_model_options o = {.max_batch_tokens = c->max_batch,
+    struct sl_model_options o = {.shard = c->shard,
+                                 .max_batch_tokens = c->max_batch,
                                  .max_positions = c->max_pos,
                                  .max_logit_rows = c->max_rows};
     rig_must(sl_model_open(g, r->b, &o, &r->m, &err), &err);
     uint32_t n_pages = (c->max_pos + RIG_PAGE - 1) / RIG_PAGE;
     struct sl_kv_config kc =
-        sl_model_kv_config(sl_model_config(r->m), NULL, RIG_PAGE, n_pages, c->kv_dtype);
+        sl_model_kv_config(sl_model_config(r->m), &c->shard, RIG_PAGE, n_pages, c->kv_dtype);
     rig_must(r->b->ops->kv_open(r->b, &kc, &r->kv, &err), &err);
     r->pages = calloc(n_pages, sizeof *r->pages);
     assert_non_null(r->pages);
@@ -75,7 +79,7 @@ static inline enum sl_status rig_forward(struct rig *r, const struct sl_batch *b
                                  .logit_rows = rows,
                                  .n_logit_rows = n_rows,
                                  .logits = logits};
-    return sl_model_forward(r->m, &r->kv, &step, NULL, err);
+    return sl_model_forward(r->m, &r->kv, &step, r->x, err);
 }
 
 /* Rows [from, from + n) of the sequence; logits of those at and after first_row go to `logits`,

@@ -1,6 +1,7 @@
 /* Promised, on the default model's file: the decoder agrees with an independent float32 reference
  * (logits.json, text.json say how they were made), and its logits are bitwise the same on every
- * instruction set, thread count and chunking. Skipped with a reason when the file is not there. */
+ * instruction set, thread count, chunking and number of ranks. Skipped with a reason when the file
+ * is not there. */
 #include "rig.h"
 
 #include <sluice/base/json.h>
@@ -9,6 +10,8 @@
 #include <math.h>
 #include <stdio.h>
 #include <unistd.h>
+
+#include "ranks.h"
 
 #define GOLDEN_DIR SL_TESTS_DIR "/golden/"
 #define MODEL_FILE "SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -262,6 +265,69 @@ static void the_same_bits(void **state)
     sl_json_free(doc);
 }
 
+struct golden_rank {
+    struct net *net;
+    struct sl_shard shard;
+    const uint32_t *tokens;
+    uint32_t n;
+    float *logits; /* [SAME_ROWS, n_vocab], written by rank 0 */
+    pthread_t thread;
+};
+
+static void *golden_rank(void *ctx)
+{
+    struct golden_rank *g = ctx;
+    struct rank_end end = {.net = g->net, .shard = g->shard};
+    struct sl_exchange x = ranks_exchange(&end);
+    struct rig_config c = usual;
+    c.n_threads = 1;
+    c.max_batch = 48;
+    c.shard = g->shard;
+    c.x = &x;
+    struct rig r;
+    rig_open(&r, model, &c);
+    rig_run(&r, g->tokens, g->n, c.max_batch, g->n - SAME_ROWS, g->logits);
+    rig_close(&r);
+    return NULL;
+}
+
+/* 9 query heads on 3 KV heads over groups that do not divide them, in stages or not. */
+static void ranks_have_the_same_bits(void **state)
+{
+    (void)state;
+    static const uint32_t layouts[][2] = {{1, 1}, {2, 1}, {3, 1}, {2, 2}, {1, 3}, {4, 1}};
+    enum { N_TOK = 60 };
+    struct sl_json *doc = load_json("text.json");
+    uint32_t n;
+    uint32_t *tokens = ids_of(sl_json_get(doc, "tokens"), &n);
+    float *want = run_bits(tokens, N_TOK, SL_ISA_AUTO, 2, 64);
+    struct sl_model_config cfg;
+    struct sl_err err = {0};
+    rig_must(sl_model_read_config(model, &cfg, &err), &err);
+    float *got = calloc((size_t)SAME_ROWS * cfg.n_vocab, sizeof *got);
+    for (size_t i = 0; i < sizeof layouts / sizeof *layouts; i++) {
+        uint32_t tp = layouts[i][0], pp = layouts[i][1];
+        struct golden_rank ranks[RANKS_MAX];
+        struct net net;
+        net_open(&net);
+        for (uint32_t r = 0; r < tp * pp; r++) {
+            ranks[r] = (struct golden_rank){
+                &net, sl_shard_of_rank(r, tp, pp), tokens, N_TOK, got, .thread = 0};
+            assert_int_equal(pthread_create(&ranks[r].thread, NULL, golden_rank, &ranks[r]), 0);
+        }
+        for (uint32_t r = 0; r < tp * pp; r++)
+            pthread_join(ranks[r].thread, NULL);
+        net_close(&net);
+        if (memcmp(want, got, (size_t)SAME_ROWS * cfg.n_vocab * sizeof *want) != 0)
+            fail_msg("%u x %u ranks: other bits", tp, pp);
+        memset(got, 0, (size_t)SAME_ROWS * cfg.n_vocab * sizeof *got);
+    }
+    free(want);
+    free(got);
+    free(tokens);
+    sl_json_free(doc);
+}
+
 static void find_model(void)
 {
     const char *named = getenv("SLUICE_MODEL"), *cache = getenv("XDG_CACHE_HOME");
@@ -281,6 +347,7 @@ int main(void)
         cmocka_unit_test(agrees_with_the_reference),
         cmocka_unit_test(perplexity_of_the_text),
         cmocka_unit_test(the_same_bits),
+        cmocka_unit_test(ranks_have_the_same_bits),
     };
     find_model();
     struct sl_err err = {0};

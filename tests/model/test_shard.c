@@ -12,6 +12,38 @@
 #include "ranks.h"
 #include "tiny_model.h"
 
+/* --- counting allocations --- */
+
+static _Thread_local bool counting;
+static _Thread_local uint32_t n_allocs;
+
+#if !defined(__SANITIZE_ADDRESS__) && !defined(__SANITIZE_THREAD__)
+#define COUNTS_ALLOCATIONS 1
+void *__libc_malloc(size_t n);
+void *__libc_calloc(size_t n, size_t m);
+void *__libc_realloc(void *p, size_t n);
+
+void *malloc(size_t n)
+{
+    n_allocs += counting;
+    return __libc_malloc(n);
+}
+void *calloc(size_t n, size_t m)
+{
+    n_allocs += counting;
+    return __libc_calloc(n, m);
+}
+void *realloc(void *p, size_t n)
+{
+    n_allocs += counting;
+    return __libc_realloc(p, n);
+}
+#else
+#define COUNTS_ALLOCATIONS 0
+#endif
+
+/* --- a world of sequences, and ranks that run them --- */
+
 enum { N_SEQ = 3, LEN = 45, PAGE = 16, SEQ_PAGES = (LEN + PAGE - 1) / PAGE, ROWS_MAX = 80 };
 
 /* Rows [from, from + n) of a sequence. */
@@ -617,6 +649,88 @@ static void a_failed_call_ends_the_step(void **state)
     world_close(&w);
 }
 
+/* Nothing arrives, nothing is sent. */
+static enum sl_status idle_collect(void *ctx, const float *mine, float *all, const size_t *counts,
+                                   struct sl_err *err)
+{
+    (void)ctx, (void)mine, (void)all, (void)counts, (void)err;
+    return SL_OK;
+}
+static enum sl_status idle_all_to_all(void *ctx, const float *send, const size_t *n_send,
+                                      float *recv, const size_t *n_recv, struct sl_err *err)
+{
+    (void)ctx, (void)send, (void)n_send, (void)recv, (void)n_recv, (void)err;
+    return SL_OK;
+}
+static enum sl_status idle_send(void *ctx, uint32_t stage, const float *data, size_t n,
+                                struct sl_err *err)
+{
+    (void)ctx, (void)stage, (void)data, (void)n, (void)err;
+    return SL_OK;
+}
+static enum sl_status idle_recv(void *ctx, uint32_t stage, float *data, size_t n,
+                                struct sl_err *err)
+{
+    (void)ctx, (void)stage, (void)err;
+    memset(data, 0, n * sizeof *data);
+    return SL_OK;
+}
+
+static void a_step_allocates_nothing(void **state)
+{
+    (void)state;
+    if (!COUNTS_ALLOCATIONS) {
+        print_message("skipped: a sanitizer owns malloc\n");
+        skip();
+    }
+    struct tiny_model m = model_of(&shapes[0], SL_Q8_0);
+    struct world w;
+    struct sl_err err = {0};
+    struct sl_backend *b;
+    struct sl_cpu_config cpu = {SL_ISA_AUTO, 2};
+    struct sl_exchange x = {.all_gather = idle_collect,
+                            .all_to_all = idle_all_to_all,
+                            .gather = idle_collect,
+                            .send = idle_send,
+                            .recv = idle_recv};
+    world_open(&w, &m);
+    rig_must(sl_cpu_open(&cpu, &b, &err), &err);
+    float *logits = calloc((size_t)ROWS_MAX * w.n_vocab, sizeof *logits);
+    for (uint32_t r = 0; r < 9; r++) {
+        struct sl_model *model;
+        struct sl_kv kv;
+        struct sl_model_options o = {.shard = sl_shard_of_rank(r, 3, 3),
+                                     .max_batch_tokens = ROWS_MAX,
+                                     .max_positions = LEN,
+                                     .max_logit_rows = ROWS_MAX,
+                                     .micro_rows_min = 1,
+                                     .all_to_all_rows = 20};
+        struct sl_kv_config kc =
+            sl_model_kv_config(&w.cfg, &o.shard, PAGE, N_SEQ * SEQ_PAGES, SL_F16);
+        rig_must(sl_model_open(w.g, b, &o, &model, &err), &err);
+        rig_must(b->ops->kv_open(b, &kc, &kv, &err), &err);
+        for (uint32_t i = 0; i < 5; i++) {
+            struct stepping s;
+            make_step(&w, &mixed, i, &s);
+            struct sl_model_step step = {.batch = &s.batch,
+                                         .tokens = s.tokens,
+                                         .logit_rows = s.rows,
+                                         .n_logit_rows = s.n_rows,
+                                         .logits = logits};
+            counting = true;
+            enum sl_status status = sl_model_forward(model, &kv, &step, &x, &err);
+            counting = false;
+            rig_must(status, &err);
+        }
+        sl_model_close(model);
+        b->ops->kv_close(b, &kv);
+    }
+    assert_int_equal(n_allocs, 0);
+    free(logits);
+    b->ops->close(b);
+    world_close(&w);
+}
+
 /* Workers of different degrees are of one class. */
 static void the_class_does_not_depend_on_the_degrees(void **state)
 {
@@ -655,6 +769,7 @@ int main(void)
         cmocka_unit_test(parts_cover_the_model),
         cmocka_unit_test(groups_that_cannot_be_are_refused),
         cmocka_unit_test(a_failed_call_ends_the_step),
+        cmocka_unit_test(a_step_allocates_nothing),
         cmocka_unit_test(the_class_does_not_depend_on_the_degrees),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -96,8 +96,8 @@ struct sl_rope {
     const float *cos, *sin;
 };
 
-/* The heads of one attention call. Query head h reads KV head kv_first + h / (n_heads / n_kv_heads);
- * n_heads is a multiple of n_kv_heads. Strides are from row to row, in floats. */
+/* The heads of one attention call: query head h reads KV head
+ * kv_first + h / (n_heads / n_kv_heads). Strides are from row to row, in floats. */
 struct sl_attn {
     uint32_t n_heads, kv_first, n_kv_heads;
     uint32_t q_stride, out_stride;

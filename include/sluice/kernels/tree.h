@@ -21,8 +21,8 @@ struct sl_tree_node {
  * has room for SL_SLICES_MAX. */
 uint32_t sl_tree_cut(uint32_t first, uint32_t n, uint32_t total, struct sl_tree_node *out);
 
-/* Deals `total` slices out to n_ranks <= total: rank r gets [first[r], first[r + 1]), none more than
- * total / n_ranks rounded up, so that their nodes are as few as can be. first [n_ranks + 1] */
+/* Deals `total` slices out to n_ranks <= total: rank r gets [first[r], first[r + 1]), none more
+ * than total / n_ranks rounded up, so that their nodes are as few as can be. first [n_ranks + 1] */
 void sl_tree_deal(uint32_t total, uint32_t n_ranks, uint32_t *first);
 
 /* The rest of the tree over the partial sums of all ranks: adds in order, part[to] += part[from];

@@ -52,11 +52,12 @@ struct sl_model_options {
     uint32_t max_batch_tokens; /* rows of a step, at most */
     uint32_t max_positions;    /* positions are below this */
     uint32_t max_logit_rows;
-    /* A step of a pipeline is cut into so many runs of rows at most, so that the stages work at the
-     * same time, of at least so many rows each. 0: as many as stages, 16 rows. Equal on all ranks. */
+    /* A pipeline takes a step in so many runs of rows at most, of at least so many rows each, so
+     * that its stages work at the same time. 0: as many as stages, 16 rows. Equal on all ranks. */
     uint32_t micro_batches, micro_rows_min;
     /* Steps of so many rows and more send partial sums all to all instead of gathering them
-     * everywhere, where that moves fewer bytes. 0: 32. The bits are the same. Equal on all ranks. */
+     * everywhere, where that moves fewer bytes; the bits are the same. 0: 8 a rank, at least 32.
+     * Equal on all ranks. */
     uint32_t all_to_all_rows;
     /* One chain per rank instead of the fixed slices: not exact across degrees and no class of its
      * own. The yardstick of the benchmark that measures what exactness costs. */
@@ -85,8 +86,8 @@ struct sl_model_plan {
     uint64_t mapped_bytes;   /* of the file, read while the model serves: the embedding */
     uint64_t kv_token_bytes; /* KV cache of one position */
 };
-/* Before loading: `g` may be opened without its data, `b` says how weights are packed. SL_CONFIG for
- * a shard the model does not admit. */
+/* Before loading: `g` may be opened without its data, `b` says how weights are packed. SL_CONFIG
+ * for a shard the model does not admit. */
 enum sl_status sl_model_plan(const struct sl_gguf *g, struct sl_backend *b,
                              const struct sl_model_options *o, enum sl_dtype kv_dtype,
                              struct sl_model_plan *out, struct sl_err *err);
@@ -116,17 +117,17 @@ struct sl_model_step {
     const uint32_t *logit_rows; /* [n_logit_rows], rows of the batch that logits are wanted of */
     uint32_t n_logit_rows;      /* 0: the step only fills the cache */
     float *logits; /* [n_logit_rows, n_vocab] at rank 0 of stage 0; not looked at elsewhere */
-    /* Called when K and V of `layer` (of the shard, from 0) are written for the first n_rows rows of
-     * the batch: all of them but for pipelines, which come back for the next run of rows. NULL:
+    /* Called when K and V of `layer` (of the shard, from 0) are written for the first n_rows rows
+     * of the batch: all of them but for pipelines, which come back for the next run of rows. NULL:
      * nobody wants to know. */
     void (*on_layer)(void *ctx, uint32_t layer, uint32_t n_rows);
     void *ctx;
 };
 
 /* Writes K and V of every row of the batch into kv, and logits. A row that went wrong (not finite)
- * has NaN logits; the other rows are not touched by it. SL_INVALID for a token id or position out of
- * range, SL_FAILED for a batch larger than planned; nothing was written or sent then, on any rank.
- * `x` is NULL for a whole model; what its functions return ends the step. */
+ * has NaN logits; the other rows are not touched by it. SL_INVALID for a token id or position out
+ * of range, SL_FAILED for a batch larger than planned; nothing was written or sent then, on any
+ * rank. `x` is NULL for a whole model; what its functions return ends the step. */
 enum sl_status sl_model_forward(struct sl_model *m, struct sl_kv *kv,
                                 const struct sl_model_step *step, const struct sl_exchange *x,
                                 struct sl_err *err);
