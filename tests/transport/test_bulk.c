@@ -714,17 +714,41 @@ static void test_client_goes(void **state)
     sl_bulk_server_close(s);
 }
 
+static void test_local_address(void **state)
+{
+    (void)state;
+    char out[64];
+    struct sl_err err;
+    assert_int_equal(sl_bulk_local_address("tcp://127.0.0.1:5555", out, &err), SL_OK);
+    assert_string_equal(out, "127.0.0.1");
+    const char *const bad[] = {"ipc:///tmp/x", "tcp://",   "tcp://host",
+                               "127.0.0.1:5",  "tcp://:5", ""};
+    for (size_t i = 0; i < sizeof bad / sizeof *bad; i++)
+        if (sl_bulk_local_address(bad[i], out, &err) != SL_INVALID)
+            fail_msg("'%s' has an address", bad[i]);
+    assert_int_equal(sl_bulk_local_address("tcp://127.0.0.1:http", out, &err), SL_PEER);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_every_damaged_row),  cmocka_unit_test(test_wrong_key),
-        cmocka_unit_test(test_squatters),          cmocka_unit_test(test_silence),
-        cmocka_unit_test(test_every_flip_is_seen), cmocka_unit_test(test_frame_bounds),
-        cmocka_unit_test(test_ask_bounds),         cmocka_unit_test(test_transfers),
-        cmocka_unit_test(test_small_window),       cmocka_unit_test(test_shared_memory_is_checked),
-        cmocka_unit_test(test_refusals),           cmocka_unit_test(test_another_prefix),
-        cmocka_unit_test(test_flips_and_cuts),     cmocka_unit_test(test_stalled_source),
-        cmocka_unit_test(test_silent_peer),        cmocka_unit_test(test_server_dies),
+        cmocka_unit_test(test_local_address),
+        cmocka_unit_test(test_every_damaged_row),
+        cmocka_unit_test(test_wrong_key),
+        cmocka_unit_test(test_squatters),
+        cmocka_unit_test(test_silence),
+        cmocka_unit_test(test_every_flip_is_seen),
+        cmocka_unit_test(test_frame_bounds),
+        cmocka_unit_test(test_ask_bounds),
+        cmocka_unit_test(test_transfers),
+        cmocka_unit_test(test_small_window),
+        cmocka_unit_test(test_shared_memory_is_checked),
+        cmocka_unit_test(test_refusals),
+        cmocka_unit_test(test_another_prefix),
+        cmocka_unit_test(test_flips_and_cuts),
+        cmocka_unit_test(test_stalled_source),
+        cmocka_unit_test(test_silent_peer),
+        cmocka_unit_test(test_server_dies),
         cmocka_unit_test(test_client_goes),
     };
     int rc = cmocka_run_group_tests(tests, NULL, NULL);
