@@ -231,7 +231,9 @@ static void on_child(void *ctx)
 
 static void on_hup(void *ctx)
 {
-    sl_bus_reload_keys(((struct node *)ctx)->bus);
+    struct node *n = ctx;
+    sl_bus_reload_keys(n->bus);
+    uplink_reload_keys(n->uplink);
 }
 
 static void drain_tick(struct node *n, uint64_t now)

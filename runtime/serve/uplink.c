@@ -580,6 +580,12 @@ void uplink_tick(struct uplink *u, uint64_t now)
             sl_bus_send(u->bus, i, &m, NULL); /* one of the next will arrive */
 }
 
+void uplink_reload_keys(struct uplink *u)
+{
+    if (u)
+        sl_bus_reload_keys(u->bus);
+}
+
 /* --- life ------------------------------------------------------------------------------------- */
 
 static void on_readable(void *ctx)

@@ -20,6 +20,7 @@ enum sl_status uplink_open(struct node *n, struct uplink **out, struct sl_err *e
 void uplink_close(struct uplink *u); /* says BYE; its requests are cancelled */
 /* What waits is received; what was relayed since is sent. NULL is nothing to do. */
 void uplink_pump(struct uplink *u);
+void uplink_reload_keys(struct uplink *u); /* on SIGHUP, as sl_bus_reload_keys */
 void uplink_tick(struct uplink *u, uint64_t now_ns);
 
 #endif

@@ -1,7 +1,9 @@
 """Routers as workers of a router: a global router picks a site, the site's router a worker. Answers are those
 of one worker; a site that dies, hangs or loses its workers hands its streams over, token for token; what
 a site loses itself is its own business."""
+import os
 import signal
+import tempfile
 import threading
 import unittest
 
@@ -202,6 +204,29 @@ class Sites(unittest.TestCase):
                        [w for w in site.workers() if "kv-f16" in w["class"]][0]["kv_pages_total"])
             steps = [w["steps"] for w in site.workers() if "kv-f32" in w["class"]]
             self.assertEqual(steps, [0])
+
+    def test_under_keys(self):
+        """All links under CURVE; a site whose key is taken away is cut off, and its streams move."""
+        with tempfile.TemporaryDirectory() as root:
+            nodes = "router:top,router:north,router:south,worker:w"
+            self.assertEqual(run("keygen", "--curve-dir", root, "--nodes", nodes)[0], 0)
+            keys = {n: ("--curve-dir", os.path.join(root, n)) for n in ("top", "north", "south", "w")}
+            top = Router(*keys["top"])
+            sites = [Site(top, name, 1, *keys[name], worker_args=keys["w"]) for name in ("north", "south")]
+            top.wait_ready()
+            try:
+                def names():
+                    return sorted(p["site"] for p in top.ps() if p["role"] == "site")
+
+                wait_until("two sites", lambda: names() == ["north", "south"])
+                revoked = os.path.join(root, "top", "allowed", "north.pub")
+                self.check(run_streams(top, N, lambda: os.unlink(revoked), max_tokens=800), self.want_long)
+                wait_until("one site", lambda: names() == ["south"])
+                self.check(run_streams(top, N))
+            finally:
+                for s in sites:
+                    s.close()
+                top.stop()
 
     def test_options(self):
         for bad in ("north", "north=", "=2", "north=0", "north=1,,", "north=2x"):
