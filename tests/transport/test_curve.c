@@ -274,6 +274,39 @@ static void stolen_name(void **state)
     sl_bus_close(router);
 }
 
+/* One worker says that it is another's process: its greeting does not reach the caller. */
+static void stolen_instance(void **state)
+{
+    struct sl_bus *router = open_keyed(true, "tcp://127.0.0.1:*", *state, "r");
+    void *ctx = zmq_ctx_new();
+    void *victim = raw_peer(ctx, *state, "w", sl_bus_endpoint(router, 0), NULL);
+    void *again = raw_peer(ctx, *state, "w", sl_bus_endpoint(router, 0), NULL);
+    void *thief = raw_peer(ctx, *state, "v", sl_bus_endpoint(router, 0), NULL);
+    struct samples s;
+    struct sl_msg m;
+    uint64_t link, start = sl_now_ns();
+    samples_fill(&s);
+    s.m[0].hello.instance = 77;
+    s.m[0].hello.greeting = s.m[0].tag = s.m[0].seq = 1;
+    raw_say(victim, &s.m[0]);
+    while (look_at(&router, 1, &link, &m) != 0)
+        assert_false(time_is_up(start));
+    raw_say(thief, &s.m[0]);
+    while (stats_of(router).n_denied == 0) {
+        assert_int_equal(look_at(&router, 1, &link, &m), -1);
+        assert_false(time_is_up(start));
+    }
+    raw_say(again, &s.m[0]); /* the same key may: it has connected anew */
+    while (look_at(&router, 1, &link, &m) != 0)
+        assert_false(time_is_up(start));
+    assert_int_equal(m.kind, SL_MSG_HELLO);
+    zmq_close(victim);
+    zmq_close(again);
+    zmq_close(thief);
+    zmq_ctx_term(ctx);
+    sl_bus_close(router);
+}
+
 /* A bus with an open and a keyed endpoint: the same name on both is two links. */
 static void two_name_spaces(void **state)
 {
@@ -444,16 +477,10 @@ static void own_key_changes(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        WITH_KEYS(good_key),
-        WITH_KEYS(unknown_key),
-        WITH_KEYS(no_key),
-        WITH_KEYS(removed_key),
-        WITH_KEYS(a_worker_is_no_router),
-        WITH_KEYS(stolen_name),
-        WITH_KEYS(two_name_spaces),
-        WITH_KEYS(roles),
-        WITH_KEYS(order_of_keys),
-        WITH_KEYS(own_key_changes),
+        WITH_KEYS(good_key),        WITH_KEYS(unknown_key),           WITH_KEYS(no_key),
+        WITH_KEYS(removed_key),     WITH_KEYS(a_worker_is_no_router), WITH_KEYS(stolen_name),
+        WITH_KEYS(stolen_instance), WITH_KEYS(two_name_spaces),       WITH_KEYS(roles),
+        WITH_KEYS(order_of_keys),   WITH_KEYS(own_key_changes),
     };
     sl_log_open(SL_LOG_TEXT, SL_LOG_ERROR, "test");
     return cmocka_run_group_tests(tests, NULL, NULL);

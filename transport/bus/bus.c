@@ -32,7 +32,8 @@
 struct peer {
     uint64_t link, id_hash;
     struct sl_bus_order order;
-    uint32_t version; /* agreed on; 0 before its HELLO */
+    uint32_t version;  /* agreed on; 0 before its HELLO */
+    uint64_t instance; /* of the process, as its HELLO said */
     uint32_t socket;
     int fd; /* of its connection under CURVE, as of its last message */
     uint8_t id_len;
@@ -580,8 +581,26 @@ static void refuse_version(struct sl_bus *b, uint64_t link, uint32_t min, uint32
     sl_bus_drop(b, link);
 }
 
+/* An instance that registers again loses its old link, so it must not be somebody else's to say. */
+static bool is_anothers(const struct sl_bus *b, const struct peer *p, uint64_t instance)
+{
+    for (uint32_t i = 0; instance && i < SL_LIMIT_workers; i++) {
+        const struct peer *q = &b->peers[i];
+        if (q != p && q->link && q->instance == instance && strcmp(q->key, p->key) != 0)
+            return true;
+    }
+    return false;
+}
+
 static bool agree_at_router(struct sl_bus *b, uint64_t link, struct sl_msg_hello *h)
 {
+    struct peer *p = peer_by_link(b, link);
+    if (is_anothers(b, p, h->instance)) {
+        b->stats.n_denied++;
+        sl_log(SL_LOG_WARN, "bus: link %llu says that it is another key's process",
+               (unsigned long long)link);
+        return false;
+    }
     uint32_t min = h->version_min ? h->version_min : h->version;
     uint32_t both = h->version < b->version ? h->version : b->version;
     if (both < min || both < b->version_min) {
@@ -589,7 +608,8 @@ static bool agree_at_router(struct sl_bus *b, uint64_t link, struct sl_msg_hello
         return false;
     }
     h->version = both;
-    peer_by_link(b, link)->version = both;
+    p->version = both;
+    p->instance = h->instance;
     return true;
 }
 

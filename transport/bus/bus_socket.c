@@ -463,7 +463,8 @@ static void follow(struct bus_socket *s, uint16_t event)
         s->next_key = false;
         s->connected = true;
     }
-    if (event == ZMQ_EVENT_HANDSHAKE_FAILED_AUTH)
+    bool say = (s->n_failed & (s->n_failed - 1)) == 0; /* ever more seldom */
+    if (event == ZMQ_EVENT_HANDSHAKE_FAILED_AUTH && say)
         sl_log(SL_LOG_ERROR, "the router at %s does not allow our key", s->endpoint);
     if (event == ZMQ_EVENT_DISCONNECTED) {
         if (s->curve)
