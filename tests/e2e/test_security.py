@@ -93,8 +93,13 @@ class Cluster:
         self.router = Router(*self.keyed("r"), *router_args)
         self.target = through(self.router) if through else self.router
         self.workers = [self.worker(f"w{i}", *worker_args) for i in range(n)]
-        self.router.wait_ready()
-        self.wait(n)
+        try:
+            self.router.wait_ready()
+            self.wait(n)
+        except BaseException:
+            for w in self.workers:
+                w.kill()
+            raise
 
     def keyed(self, node):
         return ("--curve-dir", self.keys.dir(node)) if self.keys else ()
@@ -194,11 +199,12 @@ class Tampering:
 
     def serve(self):
         while True:
+            a = self.listener.accept()[0]
             try:
-                a = self.listener.accept()[0]
                 b = socket.create_connection(("127.0.0.1", self.to))
-            except OSError:
-                return
+            except OSError:  # not there yet
+                a.close()
+                continue
             threading.Thread(target=self.pump, args=(a, b, True), daemon=True).start()
             threading.Thread(target=self.pump, args=(b, a, False), daemon=True).start()
 
