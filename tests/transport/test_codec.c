@@ -2,6 +2,8 @@
  * at fault or is within all bounds; and no few bytes make the receiver take much memory. */
 #include "bus_samples.h"
 
+#include <sluice/base/containers.h>
+
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -243,6 +245,36 @@ static void bit_flips(void **state)
     }
 }
 
+/* A check that is wrong or gone: nothing newer than version 1 is believed without one. */
+static void checks(void **state)
+{
+    (void)state;
+    struct samples s;
+    samples_fill(&s);
+    struct sl_arena arena;
+    struct sl_msg m;
+    struct sl_err err;
+    sl_arena_init(&arena, ARENA_BYTES);
+    for (int i = 0; i < N_SAMPLES; i++) {
+        struct sl_buf buf = {0};
+        s.m[i].tag = 5;
+        s.m[i].seq = 1;
+        encode(&s.m[i], &buf);
+        assert_int_equal(sl_msg_decode(buf.data, buf.len, &arena, &m, &err), SL_OK);
+        assert_true(m.tag == 5 && m.seq == 1);
+        assert_int_equal(sl_msg_decode(buf.data, buf.len - 10, &arena, &m, &err), SL_INVALID);
+        assert_string_equal(err.param, "check");
+        for (size_t at = 0; at < buf.len; at++) {
+            buf.data[at] = (char)(buf.data[at] ^ 0x20);
+            assert_int_equal(sl_msg_decode(buf.data, buf.len, &arena, &m, &err), SL_INVALID);
+            buf.data[at] = (char)(buf.data[at] ^ 0x20);
+        }
+        sl_buf_free(&buf);
+        sl_arena_reset(&arena);
+    }
+    sl_arena_free(&arena);
+}
+
 /* ---- messages written by hand, as no honest encoder would ---- */
 
 static void put_varint(struct sl_buf *b, uint64_t v)
@@ -250,6 +282,15 @@ static void put_varint(struct sl_buf *b, uint64_t v)
     for (; v >= 0x80; v >>= 7)
         sl_buf_putc(b, (char)(v | 0x80));
     sl_buf_putc(b, (char)v);
+}
+
+/* The check that ends a message newer than version 1: field 29, XXH3 of what stands before. */
+static void put_check(struct sl_buf *b)
+{
+    uint64_t sum = sl_hash64(b->data, b->len, 0);
+    put_varint(b, 29 << 3 | 1);
+    for (int i = 0; i < 8; i++)
+        sl_buf_putc(b, (char)(sum >> 8 * i));
 }
 
 static void put_number(struct sl_buf *b, uint32_t field, uint64_t v)
@@ -543,6 +584,7 @@ static void refusals(void **state)
         sl_arena_init(&arena, ARENA_BYTES);
         rows[i].body(&body);
         put_bytes(&buf, rows[i].envelope, body.data ? body.data : "", body.len);
+        put_check(&buf);
         if (sl_msg_decode(buf.data, buf.len, &arena, &m, &err) != SL_INVALID)
             fail_msg("row %zu is not refused", i);
         if (strcmp(err.param, rows[i].param) != 0)
@@ -638,10 +680,15 @@ static void encoder_refuses(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(round_trip),      cmocka_unit_test(round_trip_large),
-        cmocka_unit_test(truncations),     cmocka_unit_test(bit_flips),
-        cmocka_unit_test(refusals),        cmocka_unit_test(memory_is_capped),
-        cmocka_unit_test(size_is_bounded), cmocka_unit_test(lengths_are_not_believed),
+        cmocka_unit_test(round_trip),
+        cmocka_unit_test(round_trip_large),
+        cmocka_unit_test(truncations),
+        cmocka_unit_test(bit_flips),
+        cmocka_unit_test(checks),
+        cmocka_unit_test(refusals),
+        cmocka_unit_test(memory_is_capped),
+        cmocka_unit_test(size_is_bounded),
+        cmocka_unit_test(lengths_are_not_believed),
         cmocka_unit_test(encoder_refuses),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -24,14 +24,16 @@
     X(rank)                                                                                        \
     X(tp)                                                                                          \
     X(pp)                                                                                          \
-    X(threads) X(max_seqs) X(max_len) X(max_batch_tokens) X(n_vocab) X(page_size) X(queue_max)     \
+    X(threads)                                                                                     \
+    X(max_seqs) X(max_len) X(max_batch_tokens) X(n_vocab) X(page_size) X(queue_max)                \
         X(weight_bytes) X(meta_bytes) X(version_min) X(instance) X(greeting) X(kv_layout)
 #define HELLO_TEXTS(X)                                                                             \
     X(model)                                                                                       \
     X(site)                                                                                        \
     X(role)                                                                                        \
-    X(isa) X(backend) X(class_name) X(kv_address) X(events_endpoint) X(events_replay)              \
-        X(events_topic) X(events_key)
+    X(isa)                                                                                         \
+    X(backend) X(class_name) X(kv_address) X(events_endpoint) X(events_replay) X(events_topic)     \
+        X(events_key)
 #define LOAD_NUMBERS(X)                                                                            \
     X(running)                                                                                     \
     X(waiting)                                                                                     \
@@ -39,7 +41,8 @@
     X(pages_total)                                                                                 \
     X(steps)                                                                                       \
     X(prefill_tokens)                                                                              \
-    X(decode_tokens) X(preempted) X(prefix_queries) X(prefix_hits) X(last_step_age_ms) X(op_calls) \
+    X(decode_tokens)                                                                               \
+    X(preempted) X(prefix_queries) X(prefix_hits) X(last_step_age_ms) X(op_calls)                  \
         X(step_expected_ms) X(kv_pages_sent) X(kv_pages_received) X(kv_bytes_sent) X(kv_bad)       \
             X(kv_fallbacks) X(max_seqs) X(busy_ns) X(pending_tokens) X(kv_batches)
 #define RANK_NUMBERS(X)                                                                            \
@@ -52,7 +55,8 @@
     X(choice)                                                                                      \
     X(priority)                                                                                    \
     X(tenant)                                                                                      \
-    X(seed) X(deadline_ms) X(temperature) X(top_p) X(min_p) X(typical_p) X(presence_penalty)       \
+    X(seed)                                                                                        \
+    X(deadline_ms) X(temperature) X(top_p) X(min_p) X(typical_p) X(presence_penalty)               \
         X(frequency_penalty) X(repetition_penalty) X(top_k) X(n_logprobs) X(min_tokens)            \
             X(max_tokens) X(kv_ticket) X(hops)
 #define SUBMIT_BOOLS(X) X(want_logprob) X(ignore_eos) X(no_prefix_cache) X(prefill_only)
@@ -378,8 +382,11 @@ enum sl_status sl_msg_decode_as(const void *data, size_t size, uint32_t version,
         return refuse(&d, "message", "is not in the bus's format");
     if (!check_fits(e, data, size))
         return refuse(&d, "check", "does not fit the bytes before it");
-    d.greeting = version > 1 && (e->body_case == SLUICE__BUS__ENVELOPE__BODY_HELLO ||
-                                 e->body_case == SLUICE__BUS__ENVELOPE__BODY_WELCOME);
+    if (!e->check && !sl_wire_is_old(&e->base))
+        return refuse(&d, "check", "is missing");
+    d.greeting = e->check && version > 1 &&
+                 (e->body_case == SLUICE__BUS__ENVELOPE__BODY_HELLO ||
+                  e->body_case == SLUICE__BUS__ENVELOPE__BODY_WELCOME);
     if (version < 2 && !sl_wire_is_old(&e->base))
         return refuse(&d, "message", "has an unknown field");
     enum sl_status s = known(&d, "message", &e->base);

@@ -170,8 +170,8 @@ struct sl_msg {
 };
 
 /* Pure codec, fuzzed: bytes to message and back. Decoded pointers live in the arena. SL_INVALID
- * names the field. The last bytes are a check of those before; a message may come without (version
- * 1), but not with a wrong one. */
+ * names the field. The last bytes are a check of those before; only a message that is all of
+ * version 1 may come without. */
 enum sl_status sl_msg_decode(const void *data, size_t size, struct sl_arena *arena,
                              struct sl_msg *out, struct sl_err *err);
 enum sl_status sl_msg_encode(const struct sl_msg *m, struct sl_buf *out, struct sl_err *err);
