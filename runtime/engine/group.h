@@ -32,7 +32,7 @@ struct group {
     uint64_t n_steps;           /* follower: computed */
     uint64_t comm_bytes_before; /* of communicators that are closed */
 
-    volatile bool stop_joining; /* set by the closing thread */
+    _Atomic bool stop_joining; /* set by the closing thread */
     pthread_mutex_t lock;
     struct sl_engine_group state;
     struct sl_engine_rank ranks[SL_LIMIT_ranks];

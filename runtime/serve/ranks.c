@@ -34,6 +34,7 @@ struct follower {
     pid_t pid; /* 0: not running */
     uint64_t started_ns, restart_ns;
     uint32_t n_failures; /* in a row, without having been in a group */
+    bool killed;         /* by us, and not yet reaped */
 };
 
 struct sl_ranks {
@@ -97,13 +98,11 @@ static enum sl_status ended(struct sl_ranks *r, uint32_t rank, int wstatus, uint
     else
         sl_log(SL_LOG_WARN, "rank %u, process %ld, exited with code %d", rank, (long)f->pid, code);
     f->pid = 0;
+    f->killed = false;
     f->n_failures++;
     f->restart_ns = now + delay_ns(f->n_failures);
     if (spawn_exit_is_final(code) && !r->n_formed)
         return sl_fail(err, spawn_exit_status(code), "rank %u exited with code %d", rank, code);
-    if (f->n_failures > FAILURES_MAX)
-        return sl_fail(err, SL_PEER, "rank %u ended %u times before its group formed", rank,
-                       f->n_failures);
     return SL_OK;
 }
 
@@ -113,6 +112,9 @@ static enum sl_status reap(struct sl_ranks *r, uint64_t now, bool *some, struct 
     enum sl_status s = SL_OK;
     for (uint32_t i = 1; i < r->n_ranks && !s; i++) {
         int wstatus;
+        if (r->of[i].n_failures > FAILURES_MAX)
+            return sl_fail(err, SL_PEER, "rank %u ended %u times before its group formed", i,
+                           r->of[i].n_failures);
         if (!r->of[i].pid || waitpid(r->of[i].pid, &wstatus, WNOHANG) != r->of[i].pid)
             continue;
         *some = true;
@@ -127,8 +129,9 @@ static void end_member(struct sl_ranks *r, uint32_t rank, const struct sl_engine
                        const char *why)
 {
     struct follower *f = &r->of[rank];
-    if (!f->pid || f->started_ns > g->up_ns)
+    if (!f->pid || f->killed || f->started_ns > g->up_ns)
         return; /* it was not in the group that was lost */
+    f->killed = true;
     sl_log(SL_LOG_WARN, "rank %u, process %ld, %s: it is ended", rank, (long)f->pid, why);
     kill(f->pid, SIGKILL);
 }
@@ -142,6 +145,17 @@ static void end_hung(struct sl_ranks *r, const struct sl_engine_group *g, uint64
     if (now > g->since_ns && now - g->since_ns > REJOIN_MS * SL_MS_NS)
         for (uint32_t i = 1; i < r->n_ranks; i++)
             end_member(r, i, g, "did not come back");
+}
+
+/* A process that cannot be started now may be later: it counts as one that ended at once. */
+static void restart(struct sl_ranks *r, uint32_t rank, uint64_t now)
+{
+    struct follower *f = &r->of[rank];
+    struct sl_err err;
+    if (!start(r, rank, &err))
+        return;
+    sl_log(SL_LOG_ERROR, "rank %u: %s", rank, err.msg);
+    f->restart_ns = now + delay_ns(++f->n_failures);
 }
 
 /* The next smaller group: one rank less, then none but rank 0. */
@@ -207,7 +221,7 @@ enum sl_status sl_ranks_tick(struct sl_ranks *r, struct sl_engine *e, uint64_t n
         end_hung(r, &g, now_ns);
     for (uint32_t i = 1; i < r->n_ranks && !s; i++)
         if (!r->of[i].pid && now_ns >= r->of[i].restart_ns)
-            s = start(r, i, err);
+            restart(r, i, now_ns);
     return s;
 }
 

@@ -382,7 +382,7 @@ static void test_a_missing_rank_is_named(void **state)
     assert_int_equal(a.status, SL_PEER);
     assert_int_equal(b.status, SL_PEER);
     assert_true(strstr(a.msg, "rank 2") || strstr(a.msg, "rank 1"));
-    volatile bool stop = true;
+    _Atomic bool stop = true;
     a.cfg.stop = &stop;
     misfit_main(&a);
     assert_int_equal(a.status, SL_CANCELLED);

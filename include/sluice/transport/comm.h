@@ -26,6 +26,7 @@
 #define SLUICE_TRANSPORT_COMM_H
 
 #include <sluice/base/err.h>
+#include <stdatomic.h>
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
@@ -50,7 +51,7 @@ struct sl_comm_config {
     const char *host;          /* address that TCP links listen on; NULL: 127.0.0.1 */
     uint32_t join_timeout_ms;  /* for all ranks to come together; 0: 30000 */
     uint32_t op_timeout_ms;    /* a peer without progress for so long is lost; 0: 1000 */
-    const volatile bool *stop; /* may be NULL: set elsewhere to give up joining */
+    const _Atomic bool *stop; /* may be NULL: set elsewhere to give up joining */
 };
 
 /* Blocks until all ranks are there. SL_PEER when they are not within join_timeout_ms, SL_CONFIG for
