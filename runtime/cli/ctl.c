@@ -87,14 +87,16 @@ static enum sl_status print_table(const struct sl_buf *answer, struct sl_err *er
     enum sl_status s = sl_json_parse(answer->data, answer->len, &list, err);
     if (s)
         return s;
-    printf("%8s %-7s %-10s %-7s %4s %8s %8s %14s %10s\n", "PID", "ROLE", "SITE", "ISA", "THR",
-           "RUNNING", "WAITING", "KV FREE", "STEPS");
+    printf("%8s %-7s %-10s %4s %5s %-7s %4s %8s %8s %14s %10s\n", "PID", "ROLE", "SITE", "RANK",
+           "TPxPP", "ISA", "THR", "RUNNING", "WAITING", "KV FREE", "STEPS");
     for (size_t i = 0; sl_json_kind(list) == SL_JSON_ARRAY && i < sl_json_len(list); i++) {
         const struct sl_json *p = sl_json_at(list, i);
         struct sl_str role = text(p, "role"), isa = text(p, "isa"), site = text(p, "site");
-        printf("%8lld %-7.*s %-10.*s %-7.*s %4lld %8lld %8lld %6lld/%-7lld %10lld\n",
-               number(p, "pid"), (int)role.len, role.data, (int)site.len, site.data, (int)isa.len,
-               isa.data, number(p, "threads"), number(p, "running"), number(p, "waiting"),
+        printf("%8lld %-7.*s %-10.*s %4lld %2lldx%-2lld ", number(p, "pid"), (int)role.len,
+               role.data, (int)site.len, site.data, number(p, "rank"), number(p, "tp"),
+               number(p, "pp"));
+        printf("%-7.*s %4lld %8lld %8lld %6lld/%-7lld %10lld\n", (int)isa.len, isa.data,
+               number(p, "threads"), number(p, "running"), number(p, "waiting"),
                number(p, "kv_pages_free"), number(p, "kv_pages_total"), number(p, "steps"));
     }
     sl_json_free(list);

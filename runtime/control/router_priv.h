@@ -27,6 +27,7 @@ struct worker {
     uint64_t foreign_tokens; /* the same of others' requests, by its last report */
     bool reported;           /* since it came up */
     bool lost, stuck, stalled, draining;
+    bool reforming; /* and so stalled, but it keeps what it has */
     enum sl_eject_state slow;
     bool blocked; /* refused: nothing more until it reports */
 };

@@ -197,9 +197,10 @@ static void move_from_stalled(struct sl_router *r, struct worker *w)
 
 static void follow_stall(struct sl_router *r, struct worker *w)
 {
-    bool was = w->stalled;
-    w->stalled = sl_is_stalled(w->load.step_age_ns, w->load.step_expected_ns);
-    if (w->stalled && !was && !w->lost)
+    bool was = w->stalled && !w->reforming;
+    w->reforming = w->load.reforming && w->load.step_age_ns < SL_REFORM_NS;
+    w->stalled = w->load.reforming || sl_is_stalled(w->load.step_age_ns, w->load.step_expected_ns);
+    if (w->stalled && !w->reforming && !was && !w->lost)
         move_from_stalled(r, w);
 }
 
@@ -335,7 +336,8 @@ void sl_router_tick(struct sl_router *r, uint64_t now_ns)
         struct worker *w = &r->workers[i];
         if (w->uid && !w->lost)
             any_change |= check_timeouts(r, w, now_ns);
-        if (w->uid && w->stalled && !w->lost && w->n_reqs) /* somebody may have come meanwhile */
+        if (w->uid && w->stalled && !w->reforming && !w->lost &&
+            w->n_reqs) /* somebody may have come meanwhile */
             move_from_stalled(r, w);
     }
     struct sl_heap_node *n;

@@ -125,6 +125,8 @@ static bool makes_progress(const struct peer *p, uint64_t now)
     uint64_t age_ms = p->load.last_step_age_ms;
     if (!p->joined || age_ms >= PROGRESS_TIMEOUT_MS)
         return false;
+    if (p->load.reforming) /* it says why, and goes on in seconds */
+        return age_ms * SL_MS_NS < SL_REFORM_NS;
     if (age_ms) /* a step is in progress, and was since that report */
         age_ms += (now - p->load_ns) / SL_MS_NS;
     return age_ms < PROGRESS_TIMEOUT_MS &&

@@ -94,7 +94,8 @@ static void router_load(struct node *n, const struct peer *p, uint64_t now)
                                   .busy_ns = p->load.busy_ns,
                                   .pending_tokens = p->load.pending_tokens,
                                   .step_age_ns = ms_to_ns(p->load.last_step_age_ms),
-                                  .step_expected_ns = ms_to_ns(p->load.step_expected_ms)};
+                                  .step_expected_ns = ms_to_ns(p->load.step_expected_ms),
+                                  .reforming = p->load.reforming};
     sl_router_worker_load(n->router, p->key, &load, now);
 }
 

@@ -475,6 +475,38 @@ static void report(struct sl_router *r, uint64_t key, uint64_t steps, uint64_t a
     check(r);
 }
 
+/* A worker whose group of ranks forms anew gets nothing new and keeps what it has, for five seconds. */
+static void test_reforming(void **state)
+{
+    (void)state;
+    struct sl_router *r = open_with(patient);
+    struct sl_worker_load l = {
+        .running = 1, .steps = 1, .step_age_ns = 900000000, .step_expected_ns = 1, .reforming = true};
+    up(r, 7, 4, 0);
+    submit(r, 1);
+    expect_send(r, 1, 7, 1);
+    up(r, 8, 4, 0);
+    sl_router_worker_load(r, 7, &l, 0);
+    sl_router_tick(r, 0);
+    none(r);
+    submit(r, 2);
+    expect_send(r, 2, 8, 1);
+    submit(r, 3);
+    expect_send(r, 3, 8, 1);
+    l.step_age_ns = SL_REFORM_NS - 1;
+    sl_router_worker_load(r, 7, &l, 0);
+    none(r);
+    l.step_age_ns = SL_REFORM_NS;
+    sl_router_worker_load(r, 7, &l, 0);
+    expect_cancel(r, 1, 7, 1);
+    expect_send(r, 1, 8, 2);
+    report(r, 7, 2, 0, 1);
+    submit(r, 4);
+    expect_send(r, 4, 7, 1);
+    none(r);
+    sl_router_close(r);
+}
+
 /* A step that takes ten times as long as it should, and 800 ms: its streams move to whoever could
  * take them, and it gets no new ones until it moves. What nobody could take stays. */
 static void test_stalled(void **state)
@@ -973,7 +1005,7 @@ int main(void)
         cmocka_unit_test(test_class),
         cmocka_unit_test(test_stranded),
         cmocka_unit_test(test_waits_within_its_deadline),
-        cmocka_unit_test(test_stalled),
+        cmocka_unit_test(test_stalled),        cmocka_unit_test(test_reforming),
         cmocka_unit_test(test_class_asked_for),
         cmocka_unit_test(test_retries_are_forgiven),
         cmocka_unit_test(test_timeouts),

@@ -78,6 +78,7 @@ struct sl_worker_load {
     uint64_t step_age_ns;     /* of the step in progress; 0: none */
     uint64_t step_expected_ns; /* what that step should take; 0: unknown */
     uint64_t pending_tokens;  /* of prompts, not computed yet */
+    bool reforming;           /* a rank was lost: its group comes together again */
 };
 /* A step in progress took so long that the engine is taken for wedged: its streams move to workers
  * that could take them, and it gets nothing new until it moves again. With reports and ticks every
@@ -85,6 +86,9 @@ struct sl_worker_load {
  * take long, hence the factor. Of a step whose length nobody can expect only progress_timeout_ns
  * says so. */
 #define SL_STALL_MIN_NS 800000000ull
+/* A worker that says why it stands still, a lost rank, gets nothing new; its streams stay for so long,
+ * since they go on there without being computed elsewhere. */
+#define SL_REFORM_NS 5000000000ull
 #define SL_STALL_FACTOR 10
 static inline bool sl_is_stalled(uint64_t step_age_ns, uint64_t step_expected_ns)
 {
