@@ -1,7 +1,7 @@
 /* Pages on their way in: reserved by the engine's thread, filled by another, entered by the former.
  *
- * Open and close travel through the engine's inbox in order, so a request submitted after the close
- * finds what came. */
+ * Questions (how many are cached; then: which pages to fill) and the close travel through the
+ * engine's inbox in order, so a request submitted after the close finds what came. */
 #include "engine.h"
 #include "transfer.h"
 
@@ -20,7 +20,8 @@ struct sl_import {
 
     pthread_mutex_t lock;
     pthread_cond_t answered;
-    bool ready;
+    bool wants_pages; /* the second question */
+    bool ready;       /* the last one was answered */
     uint32_t first, n_reserved;
     uint32_t *pages; /* [n_pages], the first n_reserved set */
 };
@@ -39,12 +40,12 @@ static void import_free(struct sl_import *im)
 
 void sl_import_answer(struct sl_engine *e, struct sl_import *im)
 {
-    uint32_t first =
-        sl_sched_n_cached(e->sched, (const uint8_t(*)[32])im->keys, im->tokens, im->n_pages);
-    uint32_t n = sl_sched_reserve(e->sched, im->n_pages - first, im->pages);
     pthread_mutex_lock(&im->lock);
-    im->first = first;
-    im->n_reserved = n;
+    if (im->wants_pages)
+        im->n_reserved = sl_sched_reserve(e->sched, im->n_pages - im->first, im->pages);
+    else
+        im->first =
+            sl_sched_n_cached(e->sched, (const uint8_t(*)[32])im->keys, im->tokens, im->n_pages);
     im->ready = true;
     pthread_cond_signal(&im->answered);
     pthread_mutex_unlock(&im->lock);
@@ -126,10 +127,19 @@ enum sl_status sl_import_open(struct sl_engine *e, const uint8_t salt[32], const
     return SL_OK;
 }
 
-void sl_import_range(const struct sl_import *im, uint32_t *first, uint32_t *end)
+uint32_t sl_import_first(const struct sl_import *im)
 {
-    *first = im->first;
-    *end = im->first + im->n_reserved;
+    return im->first;
+}
+
+uint32_t sl_import_reserve(struct sl_import *im, uint32_t wait_ms)
+{
+    pthread_mutex_lock(&im->lock);
+    im->wants_pages = true;
+    im->ready = false;
+    pthread_mutex_unlock(&im->lock);
+    sl_engine_tell(im->e, CMD_IMPORT_OPEN, im);
+    return im->first + (wait_for_answer(im, wait_ms) ? im->n_reserved : 0);
 }
 
 const uint8_t (*sl_import_keys(const struct sl_import *im))[32]

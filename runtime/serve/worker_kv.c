@@ -19,6 +19,10 @@ struct fetch {
     struct sl_msg_submit m; /* arrays and address point behind the struct */
     pthread_t thread;
     atomic_bool stop;
+    struct sl_import *im;
+    bool reserved;     /* with the first row */
+    uint32_t end;      /* of the pages that found room */
+    uint8_t *spare;    /* where the rows of the others go */
     uint32_t n_wanted; /* pages that were not here before */
     struct sl_bulk_fetched got;
     struct sl_err err;
@@ -152,46 +156,57 @@ void worker_kv_tick(struct worker *w, uint64_t now)
 
 /* ---- fetching ---- */
 
+/* Pages are taken from the cache when rows begin to come, not while the source has yet to compute.
+ */
 static void *row_at(void *ctx, uint32_t page, uint32_t layer)
 {
-    return sl_import_row(ctx, page, layer);
+    struct fetch *f = ctx;
+    if (!f->reserved)
+        f->end = sl_import_reserve(f->im, ANSWER_MS);
+    f->reserved = true;
+    return page < f->end ? sl_import_row(f->im, page, layer) : f->spare;
 }
 
-static enum sl_status bring_in(struct fetch *f, struct sl_import *im, struct sl_err *err)
+static enum sl_status bring_in(struct fetch *f, struct sl_err *err)
 {
     const struct worker_kv *k = &f->w->kv;
     struct sl_bulk_fetch ask = {.layout = k->bulk,
-                                .keys = sl_import_keys(im),
+                                .keys = sl_import_keys(f->im),
                                 .row_at = row_at,
-                                .ctx = im,
+                                .ctx = f,
                                 .stop = &f->stop};
     char address[SL_BULK_ADDRESS_MAX];
-    uint32_t first, end;
-    sl_import_range(im, &first, &end);
-    if (first == end)
-        return SL_OK;
+    uint32_t n_pages = (f->m.n_tokens - 1) / k->layout.page_size;
     memcpy(address, f->m.kv_address.data, f->m.kv_address.len); /* shorter: checked by the bus */
     address[f->m.kv_address.len] = '\0';
     memcpy(ask.key, f->m.kv_key, sizeof ask.key);
     ask.address = address;
-    ask.ask = (struct sl_bulk_ask){.ticket = f->m.kv_ticket, .first = first, .n_pages = end};
-    memcpy(ask.ask.last_key, ask.keys[end - 1], 32);
-    return sl_bulk_fetch(&ask, &f->got, err);
+    ask.ask = (struct sl_bulk_ask){
+        .ticket = f->m.kv_ticket, .first = sl_import_first(f->im), .n_pages = n_pages};
+    memcpy(ask.ask.last_key, ask.keys[n_pages - 1], 32);
+    f->spare = malloc(k->bulk.row_bytes);
+    if (!f->spare)
+        return sl_fail(err, SL_NO_MEMORY, "worker: no memory to fetch pages");
+    enum sl_status s = sl_bulk_fetch(&ask, &f->got, err);
+    uint32_t room = f->end > ask.ask.first ? f->end - ask.ask.first : 0;
+    if (f->got.n_complete > room)
+        f->got.n_complete = room;
+    free(f->spare);
+    return s;
 }
 
 static void *fetch_thread(void *arg)
 {
     struct fetch *f = arg;
-    struct sl_import *im;
-    uint32_t first, end, n_pages = (f->m.n_tokens - 1) / f->w->kv.layout.page_size;
+    uint32_t n_pages = (f->m.n_tokens - 1) / f->w->kv.layout.page_size;
     f->n_wanted = n_pages;
     enum sl_status s =
-        sl_import_open(f->w->engine, f->m.salt, f->m.tokens, n_pages, ANSWER_MS, &im, &f->err);
+        sl_import_open(f->w->engine, f->m.salt, f->m.tokens, n_pages, ANSWER_MS, &f->im, &f->err);
     if (s == SL_OK) {
-        sl_import_range(im, &first, &end);
-        f->n_wanted = n_pages - first;
-        s = bring_in(f, im, &f->err);
-        sl_import_close(im, f->got.n_complete);
+        f->n_wanted = n_pages - sl_import_first(f->im);
+        if (f->n_wanted)
+            s = bring_in(f, &f->err);
+        sl_import_close(f->im, f->got.n_complete);
     }
     if (s == SL_OK)
         f->err.status = SL_OK;

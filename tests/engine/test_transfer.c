@@ -174,7 +174,8 @@ static uint32_t carry(struct sl_engine *from, struct sl_engine *to, uint32_t i, 
     assert_int_equal(n_pages, (q.seq.n_tokens - 1) / layout.page_size);
     if (sl_import_open(to, q.seq.salt, q.seq.tokens, n_pages, 20000, &im, &err))
         fail_msg("%s", err.msg);
-    sl_import_range(im, &first, &end);
+    first = sl_import_first(im);
+    end = sl_import_reserve(im, 20000);
     assert_memory_equal(sl_import_keys(im), sl_export_key(x, 0), 32 * (size_t)n_pages);
     sl_export_skip(x, first);
     uint32_t most = pages_max < end - first ? pages_max : end - first;
@@ -336,6 +337,34 @@ static void forgotten_exports_leave_room(void **state)
     sl_engine_close(e);
 }
 
+/* Half of all pages at most are filled from outside at once. Who gets none, or asks and never
+ * fills, gives them back. */
+static void imports_leave_room(void **state)
+{
+    (void)state;
+    struct sl_kv_layout l;
+    struct sl_engine *e = open_engine(0, true, 0);
+    assert_true(sl_engine_kv_layout(e, &l));
+    sl_engine_close(e);
+    e = open_engine(0, true, (uint64_t)l.row_bytes * l.n_layers * 24); /* 24 pages */
+    struct sl_engine_request q = request(9);
+    struct sl_import *im[3];
+    struct sl_err err;
+    for (uint32_t i = 0; i < 3; i++)
+        assert_int_equal(sl_import_open(e, q.seq.salt, q.seq.tokens, 18, 20000, &im[i], &err),
+                         SL_OK);
+    assert_int_equal(sl_import_reserve(im[0], 20000), 12);
+    assert_int_equal(sl_import_reserve(im[1], 20000), 0);
+    struct answer a = run(e, 4);
+    expect_same(&a, 4, "beside imports");
+    for (uint32_t i = 0; i < 3; i++)
+        sl_import_close(im[i], 0);
+    expect_no_leak(e);
+    a = run(e, 9);
+    expect_same(&a, 9, "after imports without an end");
+    sl_engine_close(e);
+}
+
 static void refusals(void **state)
 {
     (void)state;
@@ -366,6 +395,7 @@ static void close_with_work_inside(void **state)
     struct sl_err err;
     struct sl_export *x = begin_export(e, 9);
     assert_int_equal(sl_import_open(e, q.seq.salt, q.seq.tokens, 5, 20000, &im, &err), SL_OK);
+    assert_int_equal(sl_import_reserve(im, 20000), 5);
     sl_export_close(x);
     sl_import_close(im, 0);
     sl_engine_close(e);
@@ -380,6 +410,7 @@ int main(void)
         cmocka_unit_test(a_spoiled_page_is_computed),
         cmocka_unit_test(cancel_and_close_give_pages_back),
         cmocka_unit_test(forgotten_exports_leave_room),
+        cmocka_unit_test(imports_leave_room),
         cmocka_unit_test(refusals),
         cmocka_unit_test(close_with_work_inside),
     };

@@ -53,18 +53,20 @@ void sl_export_next(struct sl_export *x, uint32_t wait_ms, struct sl_export_unit
 
 struct sl_import;
 
-/* Asks for pages to be filled for the n_pages first full pages of `tokens`, and waits up to wait_ms
- * for the engine's answer (it may be in a long step). SL_TIMEOUT, SL_NO_MEMORY. */
+/* For the n_pages first full pages of `tokens`: asks the engine how many it has, and waits up to
+ * wait_ms for its answer (it may be in a long step). SL_TIMEOUT, SL_NO_MEMORY. */
 enum sl_status sl_import_open(struct sl_engine *e, const uint8_t salt[32], const uint32_t *tokens,
                               uint32_t n_pages, uint32_t wait_ms, struct sl_import **out,
                               struct sl_err *err);
-/* Pages [first, end) are to be filled: those before `first` are cached already, those from `end` on
- * found no room. */
-void sl_import_range(const struct sl_import *im, uint32_t *first, uint32_t *end);
+/* Leading pages that are cached already: the others are to come. */
+uint32_t sl_import_first(const struct sl_import *im);
+/* Asks for pages to fill, once; to be called when something is there to be filled with, as nobody
+ * else has them until then. Pages [first, returned) may be filled; there was no room for more. */
+uint32_t sl_import_reserve(struct sl_import *im, uint32_t wait_ms);
 const uint8_t (*sl_import_keys(const struct sl_import *im))[32]; /* [n_pages] */
-/* Where the row of a page in the range goes. */
+/* Where the row of a page in that range goes. */
 void *sl_import_row(const struct sl_import *im, uint32_t page, uint32_t layer);
-/* The first n_complete pages of the range are right and enter the prefix index before any request
+/* The first n_complete pages from `first` on are right and enter the prefix index before any request
  * that is submitted after this call; the others are given back. */
 void sl_import_close(struct sl_import *im, uint32_t n_complete);
 
