@@ -393,14 +393,14 @@ static void drain_finishes_streams(void **state)
     (void)state;
     struct fixture f = start(0);
     struct sl_msg drain = {.kind = SL_MSG_DRAIN};
-    struct stream *s = submit_a(f.r, 1, 200);
+    struct stream *s = submit_a(f.r, 1, 2000);
     UNTIL(f.r, s->n > 0);
     tell(f.r, &drain);
     struct stream *late = submit_b(f.r, 2, 5);
     UNTIL(f.r, late->end);
     assert_int_equal(late->status, SL_DRAINING);
     UNTIL(f.r, s->end);
-    assert_int_equal(s->n, 200);
+    assert_int_equal(s->n, 2000);
     UNTIL(f.r, f.r->n_byes == 1);
     assert_int_equal(exit_code(f.worker), 0);
     router_free(f.r);
@@ -410,11 +410,11 @@ static void sigterm_drains(void **state)
 {
     (void)state;
     struct fixture f = start(0);
-    struct stream *s = submit_a(f.r, 1, 200);
+    struct stream *s = submit_a(f.r, 1, 2000);
     UNTIL(f.r, s->n > 0);
     kill(f.worker, SIGTERM);
     UNTIL(f.r, s->end && f.r->n_byes == 1);
-    assert_int_equal(s->n, 200);
+    assert_int_equal(s->n, 2000);
     assert_int_equal(exit_code(f.worker), 0);
     router_free(f.r);
 }
