@@ -11,6 +11,8 @@
 #include <stdlib.h>
 #include <cmocka.h>
 
+#include <sluice/base/containers.h>
+
 #include "bus.pb-c.h"
 
 #define ARENA_BYTES ((size_t)32 << 20)
@@ -33,6 +35,11 @@ static void judge(const Sluice__Bus__Envelope *e, const char *field, uint64_t va
     struct sl_buf again = {0};
     assert_non_null(bytes);
     sluice__bus__envelope__pack(e, bytes);
+    if (size > 10 && e->check) { /* the last field, of ten bytes; a stranger can compute it, too */
+        uint64_t sum = sl_hash64(bytes, size - 10, 0);
+        for (size_t i = 0; i < 8; i++)
+            bytes[size - 8 + i] = (uint8_t)(sum >> 8 * i);
+    }
     sl_arena_reset(&t.arena);
     enum sl_status s = sl_msg_decode(bytes, size, &t.arena, &m, &err);
     t.n_tried++;
@@ -140,7 +147,6 @@ static void try_message(Sluice__Bus__Envelope *e, ProtobufCMessage *m)
         try_field(e, m, &m->descriptor->fields[i]);
 }
 
-/* Without the check at its end, which a stranger could compute as well. */
 static void every_field(void **state)
 {
     (void)state;
@@ -155,7 +161,6 @@ static void every_field(void **state)
         Sluice__Bus__Envelope *e =
             sluice__bus__envelope__unpack(NULL, b.len, (const uint8_t *)b.data);
         assert_non_null(e);
-        e->check = 0;
         uint64_t accepted = t.n_accepted;
         judge(e, "as it was", 0);
         assert_int_equal(t.n_accepted, accepted + 1);
