@@ -23,6 +23,8 @@ static void ended(struct sim *s, struct client *c, enum client_state how)
     MUST(s, c->state == LIVE || c->state == ASKING, "request %u ended twice", c->index);
     c->state = how;
     s->n_open--;
+    if (s->healed && !c->strict)
+        s->settled_ns = s->now_ns - HEAL_NS;
     sim_trace(s, "request %u ends as %d with %u tokens", c->index, (int)how, c->n - c->n_prompt);
 }
 

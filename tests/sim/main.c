@@ -66,11 +66,14 @@ static const char *const mode_names[] = {"ordered", "hostile", "bare"};
 
 static struct {
     uint64_t n_runs, n_events, n_delivered, n_lost, n_doubled, n_flipped;
+    uint64_t settled_ns[BARE + 1];
     struct sl_router_stats sum;
 } total;
 
 static void count(const struct sim *s)
 {
+    if (s->settled_ns > total.settled_ns[s->mode])
+        total.settled_ns[s->mode] = s->settled_ns;
     total.n_runs++;
     total.n_events += s->n_events;
     total.n_delivered += s->n_delivered;
@@ -116,12 +119,13 @@ static void report(void)
 {
     printf("%llu runs, %llu events, %llu tokens, %llu requests sent again; "
            "lost %llu, doubled %llu, flipped %llu; fenced %llu, repeated %llu, gaps %llu; "
-           "%.1f s of CPU\n",
+           "settled %.1f s (ordered) and %.1f s (hostile) after healing; %.1f s of CPU\n",
            (unsigned long long)total.n_runs, (unsigned long long)total.n_events,
            (unsigned long long)total.n_delivered, (unsigned long long)total.sum.n_retried,
            (unsigned long long)total.n_lost, (unsigned long long)total.n_doubled,
            (unsigned long long)total.n_flipped, (unsigned long long)total.sum.n_fenced,
            (unsigned long long)total.sum.n_repeated, (unsigned long long)total.sum.n_gaps,
+           (double)total.settled_ns[ORDERED] / 1e9, (double)total.settled_ns[HOSTILE] / 1e9,
            (double)clock() / CLOCKS_PER_SEC);
 }
 

@@ -42,7 +42,7 @@ enum {
 #define LOAD_NS        (100 * MS)
 #define DEAD_NS        (800 * MS) /* ZMTP heartbeats give a connection up */
 #define HEAL_NS        (3500 * MS)
-#define END_NS         (60000 * MS)
+#define END_NS         (16000 * MS) /* every request has ended long before */
 #define GREET_PAUSE_NS (20 * MS)
 #define LINK_QUIET_NS  (2000 * MS)
 
@@ -187,6 +187,7 @@ struct sim {
     struct sl_buf *trace; /* NULL: only hashed */
     char broken[400];     /* the first broken invariant */
     uint64_t n_lost, n_doubled, n_flipped, n_flips_taken, n_delivered;
+    uint64_t settled_ns;        /* after healing, when the last request of before ended */
     struct sl_router_stats sum; /* of closed routers */
 };
 
