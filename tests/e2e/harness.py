@@ -25,9 +25,9 @@ def default_model():
 class Server:
     """`sluice serve` on a free port, from READY to exit."""
 
-    def __init__(self, *args, model=TINY, env=None, verb="serve", wait=True):
+    def __init__(self, *args, model=TINY, env=None, verb="serve", wait=True, prefix=()):
         self.log = tempfile.NamedTemporaryFile("w+", prefix="sluice-e2e-", suffix=".log", delete=False)
-        command = [BIN, verb] + ([model] if model else []) + ["--port", "0", *map(str, args)]
+        command = [*prefix, BIN, verb] + ([model] if model else []) + ["--port", "0", *map(str, args)]
         full = dict(os.environ, **(env or {}))
         self.proc = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=self.log, stderr=self.log,
                                      start_new_session=True, env=full)
@@ -233,18 +233,18 @@ class Refused(Exception):
 class Router(Server):
     """`sluice router`; its endpoint for workers is `bus`. It is ready once a worker is: wait_ready."""
 
-    def __init__(self, *args, bus=None, env=None):
+    def __init__(self, *args, bus=None, env=None, prefix=()):
         self.bus = bus or f"tcp://127.0.0.1:{free_port()}"
-        super().__init__("--bind", self.bus, *args, model=None, env=env, verb="router", wait=False)
+        super().__init__("--bind", self.bus, *args, model=None, env=env, verb="router", wait=False, prefix=prefix)
 
 
 class Worker:
     """`sluice worker` for one or more routers."""
 
-    def __init__(self, *routers, args=(), model=TINY):
+    def __init__(self, *routers, args=(), model=TINY, prefix=()):
         self.log = tempfile.NamedTemporaryFile("w+", prefix="sluice-e2e-", suffix=".log", delete=False)
         self.proc = subprocess.Popen(
-            [BIN, "worker", model, "--threads", "1", "--connect", ",".join(r.bus for r in routers),
+            [*prefix, BIN, "worker", model, "--threads", "1", "--connect", ",".join(r.bus for r in routers),
              *map(str, args)], stdin=subprocess.DEVNULL, stdout=self.log, stderr=self.log,
             start_new_session=True)
 
