@@ -120,7 +120,7 @@ static inline void router_bind(struct router *r)
     struct sl_err err;
     const char *endpoint = r->ipc.data;
     struct sl_bus_config cfg = {
-        .endpoints = &endpoint, .n_endpoints = 1, .is_router = true, .heartbeat_ms = 1000};
+        .endpoints = &endpoint, .n_endpoints = 1, .is_router = true};
     if (sl_bus_open(&cfg, &r->bus, &err) != SL_OK)
         fail_msg("%s", err.msg);
     r->link = 0;

@@ -27,7 +27,7 @@
 static struct sl_bus *open_bus(bool is_router, const char *endpoint)
 {
     struct sl_bus_config cfg = {
-        .endpoints = &endpoint, .n_endpoints = 1, .is_router = is_router, .heartbeat_ms = 1000};
+        .endpoints = &endpoint, .n_endpoints = 1, .is_router = is_router};
     struct sl_bus *b;
     struct sl_err err;
     if (sl_bus_open(&cfg, &b, &err) != SL_OK)

@@ -26,7 +26,6 @@ static struct sl_bus *open_keyed(bool is_router, const char *endpoint, const str
     struct sl_bus_config cfg = {.endpoints = &endpoint,
                                 .n_endpoints = 1,
                                 .is_router = is_router,
-                                .heartbeat_ms = 1000,
                                 .curve_dir = node ? key_dir(k, node, dir) : NULL};
     struct sl_bus *b;
     struct sl_err err;
@@ -318,7 +317,6 @@ static void two_name_spaces(void **state)
     struct sl_bus_config cfg = {.endpoints = endpoints,
                                 .n_endpoints = 2,
                                 .is_router = true,
-                                .heartbeat_ms = 1000,
                                 .curve_dir = key_dir(*state, "r", dir)};
     struct sl_bus *router;
     assert_int_equal(sl_bus_open(&cfg, &router, &err), SL_OK);

@@ -188,8 +188,7 @@ static struct sl_bus *open_bus(bool is_router, const char *endpoint, uint32_t ve
     struct sl_bus_config cfg = {.endpoints = &endpoint,
                                 .n_endpoints = 1,
                                 .is_router = is_router,
-                                .version = version,
-                                .heartbeat_ms = 1000};
+                                .version = version};
     struct sl_bus *b;
     struct sl_err err;
     if (sl_bus_open(&cfg, &b, &err) != SL_OK)

@@ -8,8 +8,8 @@
 #include <errno.h>
 #include <string.h>
 
-#define HEARTBEAT_MS     500
-#define HEARTBEAT_DEAD   2000
+#define IDLE_S           2 /* then TCP asks whether the other side is there, */
+#define IDLE_PROBES      3 /* so often, a second apart */
 #define HANDSHAKE_MS     5000
 #define RECONNECT_MS     50
 #define RECONNECT_MAX_MS 500
@@ -38,9 +38,11 @@ enum sl_status kv_socket(void *ctx, int type, int hwm, void **out, struct sl_err
         {"RCVHWM", ZMQ_RCVHWM, hwm},
         {"SNDTIMEO", ZMQ_SNDTIMEO, 0},
         {"RCVTIMEO", ZMQ_RCVTIMEO, 0},
-        {"HEARTBEAT_IVL", ZMQ_HEARTBEAT_IVL, HEARTBEAT_MS},
-        {"HEARTBEAT_TIMEOUT", ZMQ_HEARTBEAT_TIMEOUT, HEARTBEAT_DEAD},
-        {"HEARTBEAT_TTL", ZMQ_HEARTBEAT_TTL, HEARTBEAT_DEAD},
+        {"HEARTBEAT_IVL", ZMQ_HEARTBEAT_IVL, 0}, /* see bus_socket.c */
+        {"TCP_KEEPALIVE", ZMQ_TCP_KEEPALIVE, 1},
+        {"TCP_KEEPALIVE_IDLE", ZMQ_TCP_KEEPALIVE_IDLE, IDLE_S},
+        {"TCP_KEEPALIVE_INTVL", ZMQ_TCP_KEEPALIVE_INTVL, 1},
+        {"TCP_KEEPALIVE_CNT", ZMQ_TCP_KEEPALIVE_CNT, IDLE_PROBES},
         {"HANDSHAKE_IVL", ZMQ_HANDSHAKE_IVL, HANDSHAKE_MS},
         {"RECONNECT_IVL", ZMQ_RECONNECT_IVL, RECONNECT_MS},
         {"RECONNECT_IVL_MAX", ZMQ_RECONNECT_IVL_MAX, RECONNECT_MAX_MS},

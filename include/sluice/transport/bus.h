@@ -202,7 +202,6 @@ struct sl_bus_config {
     const char *curve_dir;        /* keys (sluice/transport/keys.h): tcp endpoints are spoken to under
                                      CURVE; NULL: none, then only ipc and loopback tcp */
     uint32_t version;             /* highest to speak, as an older program would; 0: SL_BUS_VERSION */
-    uint32_t heartbeat_ms;        /* ZMQ heartbeats on both sides; 0: 200 */
 };
 /* Opens sockets, sets every option explicitly and reads each back. SL_PORT_IN_USE, SL_CONFIG (also
  * for an ipc endpoint outside a folder that only its owner may enter). */
