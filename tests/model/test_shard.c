@@ -390,7 +390,9 @@ static void every_layout_gives_the_bits_of_the_whole(void **state)
             for (uint32_t d = 0; d < 5 && shapes[s].tp[d]; d++) {
                 uint32_t pp = shapes[s].pp[(d + t) % 3] ? shapes[s].pp[(d + t) % 3] : 1;
                 struct how how = ways[(d + t + s) % 4];
-                how.isa = (enum sl_isa)(SL_ISA_SCALAR + n++ % 3);
+                static const enum sl_isa isas[] = {SL_ISA_AVX2, SL_ISA_AVX512, SL_ISA_AVX2,
+                                                   SL_ISA_AVX512, SL_ISA_SCALAR};
+                how.isa = isas[n++ % 5];
                 how.isa = sl_cpu_has_isa(how.isa) ? how.isa : SL_ISA_AUTO;
                 how.n_threads = 1 + n % 2;
                 how.kv_dtype = plain.kv_dtype;
