@@ -12,9 +12,10 @@
 static enum sl_status split(const char *endpoint, char host[256], const char **port,
                             struct sl_err *err)
 {
-    const char *at = endpoint + strlen(SCHEME), *colon = strrchr(at, ':');
+    bool is_tcp = strncmp(endpoint, SCHEME, strlen(SCHEME)) == 0;
+    const char *at = is_tcp ? endpoint + strlen(SCHEME) : "", *colon = strrchr(at, ':');
     size_t n = colon ? (size_t)(colon - at) : 0;
-    if (strncmp(endpoint, SCHEME, strlen(SCHEME)) != 0 || !colon || !n || n >= 256)
+    if (!n || n >= 256)
         return sl_fail(err, SL_INVALID, "bulk: '%s' is not tcp://HOST:PORT", endpoint);
     bool v6 = at[0] == '[' && at[n - 1] == ']';
     snprintf(host, 256, "%.*s", (int)(n - (v6 ? 2u : 0u)), at + v6);
