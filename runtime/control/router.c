@@ -258,6 +258,17 @@ static bool is_next(struct sl_router *r, struct req *q, const struct sl_route_ou
     return false;
 }
 
+/* The first tokens under this worker: its prompt is computed. One whose pages came from elsewhere
+ * says little about this worker's speed. */
+static void first_token(struct sl_router *r, struct req *q, uint64_t now_ns)
+{
+    if (r->eject && q->sent_ns && !q->source && now_ns > q->sent_ns)
+        sl_eject_first(r->eject, (uint32_t)(q->worker - r->workers), q->n_new, now_ns - q->sent_ns,
+                       now_ns);
+    q->sent_ns = 0;
+    sl_req_began(q);
+}
+
 bool sl_router_output(struct sl_router *r, uint64_t worker_key, const struct sl_route_output *o,
                       uint64_t now_ns)
 {
@@ -276,7 +287,7 @@ bool sl_router_output(struct sl_router *r, uint64_t worker_key, const struct sl_
         return false;
     }
     if (o->n_tokens) {
-        sl_req_began(q);
+        first_token(r, q, now_ns);
         sl_req_drop_source(r, q, true); /* it has all it needs */
     }
     if (o->n_tokens && !q->has_class)

@@ -49,6 +49,7 @@ struct req {
     uint64_t avoid;           /* uid of a worker that failed it, asked last */
     uint64_t stranded_ns;     /* since when no worker could ever take it; 0: one could */
     uint64_t session;
+    uint64_t sent_ns; /* when its worker got it; 0: its first token there has come */
     uint64_t *chain; /* [n_chain] names of its full pages (kv_index.h) */
     uint32_t n_chain, n_tokens, n_before, n_delivered, epoch, n_retries, n_moves;
     uint32_t n_at_move; /* tokens delivered in all, when it was last sent again */

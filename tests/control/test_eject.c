@@ -33,6 +33,14 @@ static uint64_t run(struct sl_eject *e, uint32_t w, uint64_t rows, uint64_t step
     return t;
 }
 
+/* Firsts of worker w, each of `rows` tokens after `wait`, ten a second. */
+static void firsts(struct sl_eject *e, uint32_t w, uint32_t rows, uint64_t wait, uint64_t from,
+                   uint64_t span)
+{
+    for (uint64_t t = from; t < from + span; t += 100 * MS)
+        sl_eject_first(e, w, rows, wait, t + wait);
+}
+
 static enum sl_eject_state state_of(const struct sl_eject *e, uint32_t w)
 {
     return sl_eject_state(e, w);
@@ -87,6 +95,30 @@ static void test_stop_and_go_is_slow(void **state)
         sl_eject_steps(e, 3, 1, 1, 90 * MS, t += 90 * MS);
     }
     assert_int_equal(state_of(e, 3), SL_EJECT_OUT);
+    sl_eject_close(e);
+}
+
+/* Fast in its steps, but its first tokens come late: stopped between steps. Queues of some
+ * milliseconds, longer prompts and good steps in between change nothing. */
+static void test_late_first_tokens(void **state)
+{
+    (void)state;
+    struct sl_eject *e = open_pool(4);
+    for (uint32_t w = 0; w < 4; w++) {
+        run(e, w, 1, MS / 2, 0, S);
+        firsts(e, w, 20, 5 * MS, 0, S);
+        firsts(e, w, 500, 100 * MS, S, S);
+    }
+    firsts(e, 3, 20, 22 * MS, 2 * S, S);   /* 17 ms more */
+    firsts(e, 3, 500, 390 * MS, 3 * S, S); /* less than four times */
+    firsts(e, 3, 100, 390 * MS, 4 * S, S); /* so few nobody knows, so many take 100 ms */
+    assert_int_equal(state_of(e, 3), SL_EJECT_OK);
+    for (uint64_t t = 5 * S; t < 7 * S; t += 200 * MS) {
+        firsts(e, 3, 20, 45 * MS, t, 200 * MS);
+        run(e, 3, 1, MS / 2, t, 200 * MS);
+    }
+    assert_int_equal(state_of(e, 3), SL_EJECT_OUT);
+    assert_false(sl_eject_worth_moving(e, 3, 100)); /* what runs there runs well */
     sl_eject_close(e);
 }
 
@@ -177,9 +209,12 @@ static void test_readmission(void **state)
     }
     t = sl_eject_next_deadline(e);
     sl_eject_tick(e, t);
-    t = run(e, 3, 4, 10 * MS, t, 200 * MS);
+    t = run(e, 3, 4, 10 * MS, t, 600 * MS);
+    assert_int_equal(state_of(e, 3), SL_EJECT_PROBE); /* good steps are not enough */
+    firsts(e, 3, 20, 5 * MS, t, 400 * MS);
     assert_int_equal(state_of(e, 3), SL_EJECT_PROBE);
-    t = run(e, 3, 4, 10 * MS, t, 200 * MS);
+    firsts(e, 3, 20, 5 * MS, t + 400 * MS, 300 * MS);
+    t += 700 * MS;
     assert_int_equal(state_of(e, 3), SL_EJECT_OK);
     assert_true(sl_eject_next_deadline(e) == UINT64_MAX);
     t = run(e, 3, 4, 10 * MS, t, 6 * 61 * S); /* calm: all doublings are forgotten */
@@ -223,7 +258,9 @@ static void test_random(void **state)
                 sl_eject_leave(e, w);
             else if (what == 1)
                 sl_eject_join(e, w, t);
-            else if (what < 10)
+            else if (what < 20)
+                sl_eject_first(e, w, rng_below(&rng, 300), (uint64_t)rng_below(&rng, 300) * MS, t);
+            else if (what < 30)
                 sl_eject_age(e, w, rng_below(&rng, 4) * S, t);
             else
                 sl_eject_steps(e, w, 1 + rng_below(&rng, 3), 3 + rng_below(&rng, 300),
@@ -245,6 +282,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_slow_is_out_within_two_seconds),
         cmocka_unit_test(test_stop_and_go_is_slow),
+        cmocka_unit_test(test_late_first_tokens),
         cmocka_unit_test(test_left_alone),
         cmocka_unit_test(test_microseconds_do_not_matter),
         cmocka_unit_test(test_half_stays),

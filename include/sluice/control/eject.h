@@ -1,5 +1,6 @@
 /* Slow workers: found by comparing what their steps take with what the same steps take elsewhere,
- * left out for a while, tried again with one request at a time. Pure; time is an argument.
+ * and how long requests wait there for a first token (time lost between steps shows only so), left
+ * out for a while, tried again with one request at a time. Pure; time is an argument.
  *
  * Steps are compared by size: a step of 300 rows takes longer than one of 3 on any machine, so
  * every worker has an average per power of two of rows, and its reference is the median of the
@@ -9,7 +10,7 @@
  * were beyond SL_EJECT_FACTOR times the reference (and SL_EJECT_SLACK_NS: less is not worth it).
  *
  * At most half of the pool is out at a time. Out for 2 s, doubled with each time in a row up to 64
- * s, then probed: SL_EJECT_PROBES good observations bring it back, a slow stretch throws it out
+ * s, then probed: SL_EJECT_PROBES good ones of first tokens bring it back, a slow stretch throws it out
  * again; a minute without trouble takes one doubling back. After Envoy's outlier detection. */
 #ifndef SLUICE_CONTROL_EJECT_H
 #define SLUICE_CONTROL_EJECT_H
@@ -21,6 +22,7 @@
 #define SL_EJECT_WINDOW_NS  100000000ull
 #define SL_EJECT_SUSTAIN_NS 200000000ull
 #define SL_EJECT_SLACK_NS   1000000ull
+#define SL_EJECT_FIRST_SLACK_NS 20000000ull /* of first tokens, which queues delay too */
 #define SL_EJECT_BASE_NS    2000000000ull
 #define SL_EJECT_CALM_NS    60000000000ull
 enum { SL_EJECT_FACTOR = 4, SL_EJECT_EVIDENCE = 3, SL_EJECT_PROBES = 3, SL_EJECT_DOUBLINGS = 5 };
@@ -44,6 +46,9 @@ void sl_eject_leave(struct sl_eject *e, uint32_t slot);
 /* It did n_steps steps with n_rows rows in busy_ns. True when that changed any worker's state. */
 bool sl_eject_steps(struct sl_eject *e, uint32_t slot, uint64_t n_steps, uint64_t n_rows,
                     uint64_t busy_ns, uint64_t now_ns);
+/* A request with n_tokens to compute had its first token after wait_ns. */
+bool sl_eject_first(struct sl_eject *e, uint32_t slot, uint32_t n_tokens, uint64_t wait_ns,
+                    uint64_t now_ns);
 /* The step it has begun is this old. */
 bool sl_eject_age(struct sl_eject *e, uint32_t slot, uint64_t age_ns, uint64_t now_ns);
 /* Time alone: who is out comes to be probed. */
