@@ -255,22 +255,25 @@ class Ranks(unittest.TestCase):
         wait_until("no process is left", lambda: all(is_gone(p) for p in everyone))
 
     def test_ranks_of_a_launcher(self):
-        """A router by hand; the ranks from torchrun's variables; then a worker with its own followers."""
+        """A router by hand; ranks by torchrun's variables, by ours, then a worker with its own followers."""
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
         with tempfile.TemporaryDirectory() as d:
             os.chmod(d, 0o700)
             bus = f"ipc://{d}/bus"
-            for own in (False, True):
+            for prefix in ("", "SLUICE_", None):
+                own = prefix is None
+                prefix = prefix or ""
                 procs = []
-                env = dict(os.environ, WORLD_SIZE="2", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+                env = dict(os.environ, **{prefix + "WORLD_SIZE": "2", prefix + "MASTER_ADDR": "127.0.0.1",
+                                          prefix + "MASTER_PORT": str(port)})
                 args = [BIN, "worker", self.model, "--connect", bus, *map(str, layout(2, 1))]
                 if own:
                     procs.append(subprocess.Popen(args, stderr=subprocess.DEVNULL))
                 else:
                     for rank in (1, 0):
-                        procs.append(subprocess.Popen(args, env=dict(env, RANK=str(rank)),
+                        procs.append(subprocess.Popen(args, env=dict(env, **{prefix + "RANK": str(rank)}),
                                                       stderr=subprocess.DEVNULL))
                 with Server("--bind", bus, model=None, verb="router") as s:
                     wait_until("both ranks", lambda: len(s.workers()) == 2)
@@ -280,7 +283,8 @@ class Ranks(unittest.TestCase):
                         self.assertEqual(sorted(everyone), sorted(p.pid for p in procs))
                         procs[1].kill()  # rank 1 waits for another rank 0
                         procs[1].wait()
-                        procs[1] = subprocess.Popen(args, env=dict(env, RANK="0"), stderr=subprocess.DEVNULL)
+                        procs[1] = subprocess.Popen(args, env=dict(env, **{prefix + "RANK": "0"}),
+                                                    stderr=subprocess.DEVNULL)
                         wait_until("a new rank 0", lambda: pids(s) == {0: procs[1].pid, 1: procs[0].pid})
                         self.assertEqual(answers(s, 8), self.expected)
                     for p in procs:
