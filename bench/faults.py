@@ -409,7 +409,7 @@ def wedge(run):
     with Cluster(run.o.sluice, run.o.tiny) as c:
         door = c.serve("--threads", 1, "--inject", "engine.wedge=1+300")
         door.wait_port()
-        s = Stream(door.port, bodies(1, 1900)[0])
+        s = Stream(door.port, bodies(1, 1200)[0])
         last = [0]
 
         def not_ready():
