@@ -180,7 +180,7 @@ class Failover(unittest.TestCase):
         with Cluster(2) as c:
             leaver = c.workers.pop(0)
             self.check(run_streams(c.router, N_STREAMS, lambda: leaver.signal(signal.SIGTERM)))
-            leaver.stop()
+            self.assertEqual(leaver.proc.wait(), 0)  # a second SIGTERM would stop it at once
 
     def test_drain_deadline(self):
         """A worker that may not finish hands its streams over."""
