@@ -74,23 +74,7 @@ static struct worker *pick(struct policy *p, struct sl_router *r, const struct r
     return sl_kv_pick(r, q);
 }
 
-static void routed(struct policy *p, const struct req *q, const struct worker *w)
-{
-    (void)p; /* the router notes every prefix it routes in its index */
-    (void)q;
-    (void)w;
-}
-
-static void close_policy(struct policy *p)
-{
-    (void)p;
-}
-
-static const struct policy_ops ops = {.wants_chain = true,
-                                      .wants_index = true,
-                                      .pick = pick,
-                                      .routed = routed,
-                                      .close = close_policy};
+static const struct policy_ops ops = {.wants_chain = true, .wants_index = true, .pick = pick};
 
 struct policy *sl_policy_kv(void)
 {

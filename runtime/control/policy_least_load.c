@@ -46,19 +46,7 @@ static struct worker *pick(struct policy *p, struct sl_router *r, const struct r
     return sl_least_loaded(r, q);
 }
 
-static void routed(struct policy *p, const struct req *q, const struct worker *w)
-{
-    (void)p;
-    (void)q;
-    (void)w;
-}
-
-static void close_policy(struct policy *p)
-{
-    (void)p;
-}
-
-static const struct policy_ops ops = {.pick = pick, .routed = routed, .close = close_policy};
+static const struct policy_ops ops = {.pick = pick};
 
 struct policy *sl_policy_least_load(void)
 {

@@ -89,7 +89,7 @@ void sl_router_close(struct sl_router *r)
         return;
     for (uint32_t i = 0; r->reqs && i < r->cfg.max_requests; i++)
         free(r->reqs[i].chain);
-    if (r->policy)
+    if (r->policy && r->policy->ops->close)
         r->policy->ops->close(r->policy);
     sl_kv_index_close(r->index);
     sl_eject_close(r->eject);

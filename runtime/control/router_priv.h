@@ -21,9 +21,9 @@ struct worker {
     uint64_t uid;            /* 0: free slot; never used twice */
     uint64_t seen_ns, progress_ns, stuck_steps, last_routed;
     uint32_t n_reqs, n_sent;
-    uint32_t cap_high; /* the largest sl_worker_cap it had */
-    uint32_t foreign; /* requests of others, by its last report */
-    uint64_t n_new;   /* tokens our requests are expected to wait for there */
+    uint32_t cap_high;       /* the largest sl_worker_cap it had */
+    uint32_t foreign;        /* requests of others, by its last report */
+    uint64_t n_new;          /* tokens our requests are expected to wait for there */
     uint64_t foreign_tokens; /* the same of others' requests, by its last report */
     bool reported;           /* since it came up */
     bool lost, stuck, stalled, draining;
@@ -50,7 +50,7 @@ struct req {
     uint64_t stranded_ns;     /* since when no worker could ever take it; 0: one could */
     uint64_t session;
     uint64_t sent_ns; /* when its worker got it; 0: its first token there has come */
-    uint64_t *chain; /* [n_chain] names of its full pages (kv_index.h) */
+    uint64_t *chain;  /* [n_chain] names of its full pages (kv_index.h) */
     uint32_t n_chain, n_tokens, n_before, n_delivered, epoch, n_retries, n_moves;
     uint32_t n_at_move; /* tokens delivered in all, when it was last sent again */
     uint32_t n_new;     /* its share of its worker's n_new; 0 once tokens came */
@@ -71,8 +71,8 @@ struct policy_ops {
     bool wants_chain;
     bool wants_index; /* r->index: what workers and routing say of caches */
     struct worker *(*pick)(struct policy *p, struct sl_router *r, const struct req *q);
-    void (*routed)(struct policy *p, const struct req *q, const struct worker *w);
-    void (*close)(struct policy *p);
+    void (*routed)(struct policy *p, const struct req *q, const struct worker *w); /* may be NULL */
+    void (*close)(struct policy *p); /* NULL for a policy that holds nothing */
 };
 struct policy *sl_policy_least_load(void);
 struct policy *sl_policy_prefix_affinity(void);

@@ -229,7 +229,8 @@ bool sl_req_assign(struct sl_router *r, struct req *q, uint64_t now_ns)
     sl_req_find_source(r, q);
     note_expected(r, q, w);
     q->sent_ns = now_ns;
-    r->policy->ops->routed(r->policy, q, w);
+    if (r->policy->ops->routed)
+        r->policy->ops->routed(r->policy, q, w);
     return true;
 }
 

@@ -43,7 +43,7 @@ static struct secure_link *dial(const struct secure_door *d, const struct secure
 {
     struct secure_link *l;
     struct sl_err err;
-    int fd;
+    int fd = -1;
     if (secure_connect(secure_door_address(d), &fd, &err) || secure_link_client(fd, psk, &l, &err))
         fail_msg("%s", err.msg);
     return l;

@@ -80,9 +80,10 @@ static bool part_of(const char *address, const char *scheme, char *out, size_t r
 static int connect_unix(const char *path)
 {
     struct sockaddr_un to = {.sun_family = AF_UNIX};
-    if (strlen(path) >= sizeof to.sun_path)
+    size_t len = strlen(path);
+    if (len >= sizeof to.sun_path)
         return -1;
-    strcpy(to.sun_path, path);
+    memcpy(to.sun_path, path, len);
     int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
     if (fd >= 0 && connect(fd, (struct sockaddr *)&to, sizeof to) == 0 && same_user(fd))
         return fd;
