@@ -558,6 +558,7 @@ static void tick_link(struct uplink *u, uint32_t i, uint64_t now)
     sl_log(SL_LOG_WARN, "the router at %s is silent", u->node->cfg->connect[i]);
     cancel_link(u, i);
     l->state = UP_SILENT;
+    sl_bus_reconnect(u->bus, i);
 }
 
 void uplink_tick(struct uplink *u, uint64_t now)

@@ -262,6 +262,7 @@ void worker_links_tick(struct worker *w, uint64_t now)
                (now - l->heard_ns) / SL_MS_NS);
         worker_cancel_link(w, i);
         l->state = LINK_SILENT;
+        sl_bus_reconnect(w->bus, i);
     }
     greet(w);
     if (now < w->next_load_ns)

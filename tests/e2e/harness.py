@@ -96,7 +96,7 @@ class Server:
             error = Refused(r.status, r.read())
             c.close()
             raise error
-        event = None
+        event = data = None
         try:
             for line in r:
                 line = line.decode().rstrip("\n")
@@ -104,9 +104,9 @@ class Server:
                     event = line[4:]
                 elif line.startswith("data: "):
                     data = line[6:]
-                elif not line:
+                elif not line and data is not None:  # a comment alone keeps the connection open
                     yield event, data
-                    event = None
+                    event = data = None
         except (http.client.IncompleteRead, ConnectionError):
             pass
         finally:

@@ -347,6 +347,16 @@ bool sl_bus_connected(const struct sl_bus *b, uint64_t link)
     return !b->is_router && link < b->n_sockets && b->sockets[link].connected;
 }
 
+void sl_bus_reconnect(struct sl_bus *b, uint64_t link)
+{
+    struct sl_err err;
+    if (b->is_router || link >= b->n_sockets)
+        return;
+    if (bus_reconnect(&b->sockets[link], &b->keys, &err))
+        sl_log(SL_LOG_ERROR, "%s", err.msg);
+    look_again(b, b->sockets[link].zmq);
+}
+
 void sl_bus_stats(const struct sl_bus *b, struct sl_bus_stats *out)
 {
     struct curve_stats keys = {0};

@@ -478,8 +478,8 @@ void bus_socket_read_monitor(struct bus_socket *s)
     }
 }
 
-/* Connects anew: with the key of the same place, or after a failed handshake with the next. */
-static enum sl_status rekey(struct bus_socket *s, const struct bus_keys *keys, struct sl_err *err)
+/* Under CURVE with the key of the same place, or after a failed handshake with the next. */
+enum sl_status bus_reconnect(struct bus_socket *s, const struct bus_keys *keys, struct sl_err *err)
 {
     s->key_index += s->next_key;
     zmq_disconnect(s->zmq, s->endpoint); /* fails when there was no connection */
@@ -487,7 +487,7 @@ static enum sl_status rekey(struct bus_socket *s, const struct bus_keys *keys, s
     s->connected = false;
     s->next_key = false;
     s->rekey_at_ns = 0;
-    enum sl_status status = choose_key(s, keys, err);
+    enum sl_status status = s->curve ? choose_key(s, keys, err) : SL_OK;
     if (status == SL_OK && zmq_connect(s->zmq, s->endpoint))
         status = sl_fail(err, SL_CONFIG, "bus: cannot connect to '%s': %s", s->endpoint,
                          zmq_strerror(errno));
@@ -500,7 +500,7 @@ void bus_tend(struct bus_socket *s, const struct bus_keys *keys, uint64_t now)
     bus_socket_read_monitor(s);
     if (!s->endpoint || !s->curve || !s->rekey_at_ns || now < s->rekey_at_ns)
         return;
-    if (rekey(s, keys, &err) == SL_OK)
+    if (bus_reconnect(s, keys, &err) == SL_OK)
         return;
     sl_log(SL_LOG_ERROR, "%s", err.msg);
     s->rekey_at_ns = now + RECONNECT_MAX_MS * SL_MS_NS;

@@ -64,6 +64,8 @@ enum sl_status bus_open_dealer(void *ctx, const struct sl_bus_config *cfg, uint3
 /* Takes waiting events and, for a DEALER under CURVE, connects anew with the next allowed key when
  * one is due. To be called every 50 ms or so. */
 void bus_tend(struct bus_socket *s, const struct bus_keys *keys, uint64_t now_ns);
+/* A DEALER's connection is given up and made anew, at once. */
+enum sl_status bus_reconnect(struct bus_socket *s, const struct bus_keys *keys, struct sl_err *err);
 void bus_socket_close(struct bus_socket *s);
 
 /* Takes all waiting connection events. */

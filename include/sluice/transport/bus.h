@@ -234,6 +234,9 @@ void sl_bus_drop(struct sl_bus *b, uint64_t link);
  * say HELLO again. Current after sl_bus_recv. */
 uint64_t sl_bus_n_connects(const struct sl_bus *b, uint64_t link);
 bool sl_bus_connected(const struct sl_bus *b, uint64_t link);
+/* Worker: gives the connection up and makes it anew. For an endpoint that fell silent: a damaged
+ * length may keep a connection waiting for bytes that never come. */
+void sl_bus_reconnect(struct sl_bus *b, uint64_t link);
 
 /* What was agreed on; 0: nothing yet. Features of later versions ask before they are used. */
 uint32_t sl_bus_link_version(const struct sl_bus *b, uint64_t link);
