@@ -123,7 +123,7 @@ bool bench_record_event(struct bench_record *r, struct sl_str data, uint64_t now
         r->done = true;
         return true;
     }
-    if (sl_json_parse(data.data, data.len, &v, &err) != SL_OK) {
+    if (sl_json_parse_answer(data.data, data.len, &v, &err) != SL_OK) {
         set_error(r, SL_STR("an event of the stream is not JSON"));
         return false;
     }

@@ -83,8 +83,8 @@ static const char *reason_of(const json_error_t *e)
     }
 }
 
-enum sl_status sl_json_parse(const char *data, size_t size, struct sl_json **out,
-                             struct sl_err *err)
+static enum sl_status parse(const char *data, size_t size, size_t flags, struct sl_json **out,
+                            struct sl_err *err)
 {
     *out = NULL;
     size_t at = 0;
@@ -97,7 +97,8 @@ enum sl_status sl_json_parse(const char *data, size_t size, struct sl_json **out
                        p.line, p.column, SL_JSON_DEPTH_MAX);
     }
     json_error_t e = {0};
-    json_t *root = json_loadb(size ? data : "", size, JSON_REJECT_DUPLICATES | JSON_DECODE_ANY, &e);
+    flags |= JSON_REJECT_DUPLICATES | JSON_DECODE_ANY;
+    json_t *root = json_loadb(size ? data : "", size, flags, &e);
     if (!root && json_error_code(&e) == json_error_out_of_memory)
         return sl_fail(err, SL_NO_MEMORY, "JSON: out of memory for a text of %zu bytes", size);
     if (!root) {
@@ -107,6 +108,18 @@ enum sl_status sl_json_parse(const char *data, size_t size, struct sl_json **out
     }
     *out = shown(root);
     return SL_OK;
+}
+
+enum sl_status sl_json_parse(const char *data, size_t size, struct sl_json **out,
+                             struct sl_err *err)
+{
+    return parse(data, size, 0, out, err);
+}
+
+enum sl_status sl_json_parse_answer(const char *data, size_t size, struct sl_json **out,
+                                    struct sl_err *err)
+{
+    return parse(data, size, JSON_ALLOW_NUL, out, err);
 }
 
 void sl_json_free(struct sl_json *root)

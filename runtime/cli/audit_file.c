@@ -50,7 +50,7 @@ static enum sl_status add_doc(struct audit_file *f, struct sl_str text, struct s
     if (!docs)
         return sl_fail(err, SL_NO_MEMORY, "audit: no memory for %u events", f->n_docs + 1);
     f->docs = docs;
-    enum sl_status s = sl_json_parse(text.data, text.len, &docs[f->n_docs], err);
+    enum sl_status s = sl_json_parse_answer(text.data, text.len, &docs[f->n_docs], err);
     f->n_docs += s == SL_OK;
     return s;
 }
@@ -226,6 +226,7 @@ static void read_text_logprobs(struct audit_file *f, struct audit_choice *c,
 {
     const struct sl_json *own = member(o, "token_logprobs", SL_JSON_ARRAY);
     const struct sl_json *tops = member(o, "top_logprobs", SL_JSON_ARRAY);
+    c->claim.tops_by_text = true;
     for (size_t i = 0; own && i < sl_json_len(own); i++) {
         struct sl_sampled *p = next_logprobs(f, c);
         const struct sl_json *top = tops && i < sl_json_len(tops) ? sl_json_at(tops, i) : NULL;
@@ -258,6 +259,16 @@ static void read_shown(struct audit_file *f, const struct sl_json *o, struct aud
         c->finish_reason = reason;
 }
 
+/* How many alternatives were asked for: as many as the longest list has. */
+static uint32_t longest_top(const struct sl_audit_claim *c)
+{
+    uint32_t n = 0;
+    for (uint32_t i = 0; c->logprobs && i < c->n_tokens; i++)
+        if (c->logprobs[i].n_top > n)
+            n = c->logprobs[i].n_top;
+    return n;
+}
+
 static void read_choices(struct audit_file *f)
 {
     for (uint32_t d = 0; d < f->n_docs; d++) {
@@ -271,7 +282,7 @@ static void read_choices(struct audit_file *f)
     for (uint32_t i = 0; i < f->n_choices; i++) {
         struct sl_audit_claim *c = &f->choices[i].claim;
         c->sampling.want_logprob = c->logprobs != NULL;
-        c->sampling.n_logprobs = c->logprobs ? c->logprobs[0].n_top : 0;
+        c->sampling.n_logprobs = longest_top(c);
     }
 }
 
@@ -281,7 +292,7 @@ enum sl_status audit_file_parse(const char *data, size_t len, struct audit_file 
     *f = (struct audit_file){0};
     sl_arena_init(&f->mem, MEM_MAX);
     size_t skip = 0;
-    while (skip < len && strchr(" \t\r\n", data[skip]))
+    while (skip < len && memchr(" \t\r\n", data[skip], 4))
         skip++;
     bool whole = skip < len && data[skip] == '{';
     enum sl_status s =

@@ -166,7 +166,7 @@ static enum sl_status ask_server(const char *base, const char *path, const struc
     enum sl_status s = sl_http_post(url.data, "application/json", body->data, body->len, 600000,
                                     &status, answer, err);
     sl_buf_free(&url);
-    if (s || (s = sl_json_parse(answer->data ? answer->data : "", answer->len, json, err)))
+    if (s || (s = sl_json_parse_answer(answer->data ? answer->data : "", answer->len, json, err)))
         return s;
     if (status == 200)
         return SL_OK;
@@ -193,9 +193,10 @@ static enum sl_status complete_there(const struct talk_options *o, struct sl_err
             : NULL;
     if (!s && o->json)
         printf("%s\n", answer.data);
-    else if (!s && c && sl_json_kind(c) == SL_JSON_STRING)
-        printf("%.*s\n", (int)sl_json_str(c).len, sl_json_str(c).data);
-    else if (!s)
+    else if (!s && c && sl_json_kind(c) == SL_JSON_STRING) {
+        print_text(NULL, sl_json_str(c).data, sl_json_str(c).len); /* a NUL of it, too */
+        putchar('\n');
+    } else if (!s)
         s = sl_fail(err, SL_PEER, "the server's answer holds no text");
     sl_json_free(json);
     sl_buf_free(&body);

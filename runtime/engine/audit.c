@@ -178,15 +178,39 @@ static bool same_logprob(float claimed, float computed)
     return claimed == (computed > -FLT_MAX ? computed : -FLT_MAX) || claimed == computed;
 }
 
-static bool same_logprobs(const struct sl_sampled *claimed, const struct sl_sampled *computed)
+static bool same_top(const struct sl_token_prob *claimed, const struct sl_token_prob *computed)
 {
-    bool same =
-        same_logprob(claimed->logprob, computed->logprob) && claimed->n_top == computed->n_top;
+    return same_logprob(claimed->logprob, computed->logprob) &&
+           (claimed->token == SL_AUDIT_ANY_TOKEN || claimed->token == computed->token);
+}
+
+static bool same_tops(const struct sl_sampled *claimed, const struct sl_sampled *computed)
+{
+    bool same = claimed->n_top == computed->n_top;
     for (uint32_t k = 0; same && k < claimed->n_top; k++)
-        same = same_logprob(claimed->top[k].logprob, computed->top[k].logprob) &&
-               (claimed->top[k].token == SL_AUDIT_ANY_TOKEN ||
-                claimed->top[k].token == computed->top[k].token);
+        same = same_top(&claimed->top[k], &computed->top[k]);
     return same;
+}
+
+/* The claimed ones are computed ones in the same order, of which some were left out: never the
+ * first, whose text no other has shown before it. */
+static bool some_of_tops(const struct sl_sampled *claimed, const struct sl_sampled *computed)
+{
+    uint32_t n = 0;
+    for (uint32_t k = 0; k < computed->n_top && n < claimed->n_top; k++)
+        if (same_top(&claimed->top[n], &computed->top[k]))
+            n++;
+        else if (!k)
+            return false;
+    return n == claimed->n_top && (n || !computed->n_top);
+}
+
+static bool same_logprobs(const struct sl_audit_claim *c, uint32_t i,
+                          const struct sl_sampled *computed)
+{
+    const struct sl_sampled *claimed = &c->logprobs[i];
+    return same_logprob(claimed->logprob, computed->logprob) &&
+           (c->tops_by_text ? some_of_tops(claimed, computed) : same_tops(claimed, computed));
 }
 
 /* Generated token i against row `row` of the logits; true while all agrees. */
@@ -198,7 +222,7 @@ static bool agrees(struct pass *p, uint32_t i, const struct sl_sampled *computed
         out->verdict = SL_AUDIT_AFTER_END;
     else if (computed->token != c->tokens[i])
         out->verdict = SL_AUDIT_TOKEN;
-    else if (c->logprobs && !same_logprobs(&c->logprobs[i], computed))
+    else if (c->logprobs && !same_logprobs(c, i, computed))
         out->verdict = SL_AUDIT_LOGPROB;
     if (out->verdict == SL_AUDIT_AUTHENTIC)
         return true;
@@ -270,12 +294,15 @@ enum sl_status sl_audit_run(struct sl_audit *a, const struct sl_audit_claim *c,
         out->verdict = SL_AUDIT_OTHER_CLASS;
         return SL_OK;
     }
+    struct sl_audit_claim claim = *c;
+    if (c->tops_by_text && c->sampling.n_logprobs)
+        claim.sampling.n_logprobs = SL_LOGPROBS_MAX; /* those left out came before the last */
     struct sl_engine_request q = {.sampling = c->sampling, .choice = c->choice};
     q.seq.tokens = c->prompt;
     q.seq.n_tokens = q.seq.n_prompt = c->n_prompt;
     if (q.sampling.max_tokens > c->n_tokens + 1) /* it sizes the table of counts */
         q.sampling.max_tokens = c->n_tokens + 1;
-    struct pass p = {.a = a, .claim = c, .out = out, .job = sl_job_new(&q)};
+    struct pass p = {.a = a, .claim = &claim, .out = out, .job = sl_job_new(&q)};
     if (!p.job)
         return sl_fail(err, SL_NO_MEMORY, "audit: no memory for %u tokens", c->n_prompt);
     sl_chain_start(&p.chain, c->class_name, c->prompt, c->n_prompt, &c->sampling, c->choice);

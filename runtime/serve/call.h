@@ -129,6 +129,8 @@ enum sl_status chat_tokens(struct call *c, const struct sl_json *messages,
 void out_usage(struct sl_buf *b, const struct gen_usage *u);
 void out_chat_logprobs(struct sl_buf *items, const struct sl_tokenizer *t,
                        const struct sl_sampled *tokens, uint32_t n);
+/* {text: logprob, ...} of the alternatives, likeliest first. */
+void out_text_logprobs(struct sl_buf *b, const struct sl_tokenizer *t, const struct sl_sampled *s);
 void out_token_text(struct sl_buf *b, const struct sl_tokenizer *t, uint32_t token);
 
 /* openai_resume.c: event ids, going on after one, and what an answer was made from. */

@@ -32,15 +32,7 @@ static void gather_completion_logprobs(struct call *c, struct choice *ch, const 
         sl_buf_puts(&ch->logprobs_b, sep);
         sl_buf_json_f32(&ch->logprobs_b, s->logprob);
         sl_buf_puts(&ch->logprobs_c, sep);
-        sl_buf_putc(&ch->logprobs_c, '{');
-        for (uint32_t k = 0; k < s->n_top; k++) {
-            if (k)
-                sl_buf_putc(&ch->logprobs_c, ',');
-            out_token_text(&ch->logprobs_c, t, s->top[k].token);
-            sl_buf_putc(&ch->logprobs_c, ':');
-            sl_buf_json_f32(&ch->logprobs_c, s->top[k].logprob);
-        }
-        sl_buf_putc(&ch->logprobs_c, '}');
+        out_text_logprobs(&ch->logprobs_c, t, s);
         sl_buf_printf(&ch->logprobs_d, "%s%zu", sep, ch->text_offset);
         ch->text_offset += sl_token_bytes(t, s->token).len;
     }

@@ -233,13 +233,38 @@ static void access_to_values(void **state)
     sl_json_free(NULL);
 }
 
+/* What a model wrote may hold NUL in strings; nothing else is more allowed. */
+static void answers(void **state)
+{
+    static const char text[] = "{\"text\":\"a\\u0000b\\u0000\"}";
+    (void)state;
+    struct sl_json *v;
+    struct sl_err err;
+    struct sl_buf b = {0};
+    assert_int_equal(sl_json_parse(text, sizeof text - 1, &v, &err), SL_BAD_JSON);
+    assert_int_equal(sl_json_parse_answer(text, sizeof text - 1, &v, &err), SL_OK);
+    struct sl_str s = sl_json_str(sl_json_get(v, "text"));
+    assert_int_equal(s.len, 4);
+    assert_memory_equal(s.data, "a\0b", 4);
+    sl_json_print(v, &b);
+    assert_string_equal(b.data, text);
+    sl_buf_free(&b);
+    sl_json_free(v);
+    for (size_t i = 0; i < sizeof rows / sizeof *rows; i++) {
+        struct sl_str t = rows[i].text;
+        bool ok = rows[i].ok || sl_str_eqz(t, "\"\\u0000\"");
+        if (sl_json_parse_answer(t.data, t.len, &v, &err) != (ok ? SL_OK : SL_BAD_JSON))
+            fail_msg("row %zu: '%s'", i, t.data);
+        sl_json_free(v);
+    }
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(strictness),
-        cmocka_unit_test(depth),
-        cmocka_unit_test(place_of_a_fault),
-        cmocka_unit_test(access_to_values),
+        cmocka_unit_test(strictness),       cmocka_unit_test(depth),
+        cmocka_unit_test(place_of_a_fault), cmocka_unit_test(access_to_values),
+        cmocka_unit_test(answers),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -1,12 +1,14 @@
 """A stored answer is audited by one prefill pass: what a server or `sluice complete` gave is authentic, on
 other threads and instruction sets too; whatever is changed in it is found; the exit code says which."""
 import copy
+import http.client
 import json
 import os
+import subprocess
 import tempfile
 import unittest
 
-from harness import TINY, Server, run
+from harness import SLOW, TINY, Server, run
 
 LONG = "The quick brown fox jumps over the lazy dog. " * 12
 CASES = {
@@ -19,6 +21,13 @@ CASES = {
         "logprobs": True, "top_logprobs": 3, "presence_penalty": 0.5, "frequency_penalty": 0.5, "repetition_penalty": 1.2,
         "top_p": 0.9, "top_k": 100, "min_p": 0.001, "logit_bias": {"65": 2, "10": -100}}),
 }
+
+
+def no_duplicates(pairs):
+    """A strict reader: a key once, and no NUL in it."""
+    names = [k for k, _ in pairs]
+    assert len(set(names)) == len(names) and "\0" not in "".join(names), names
+    return dict(pairs)
 
 
 class Audit(unittest.TestCase):
@@ -34,6 +43,14 @@ class Audit(unittest.TestCase):
             cls.events = "".join(f"id: {i}\ndata: {data}\n\n" if i else f"data: {data}\n\n" for i, data in
                                  s.sse(path, dict(cls.stop, return_chain=True)))
 
+        # Every token as likely: the alternatives are bytes that are no UTF-8, and NUL after NUL.
+        cls.tied = os.path.join(cls.dir.name, "tied.gguf")
+        subprocess.run([os.environ["SL_TINY_TOOL"], cls.tied, "--tied"], check=True)
+        with Server("--threads", 2, model=cls.tied) as s:
+            cls.listed = [cls.ask_raw(s, "/v1/completions", {
+                "prompt": prompt, "max_tokens": n, "seed": seed, "temperature": 3, "logprobs": 5, "ignore_eos": True})
+                for prompt in ("Once", [0]) for n in (1, 24) for seed in range(25)]
+
     @classmethod
     def tearDownClass(cls):
         cls.dir.cleanup()
@@ -44,12 +61,23 @@ class Audit(unittest.TestCase):
         assert status == 200, answer
         return answer
 
-    def audit(self, answer, *args):
+    @classmethod
+    def ask_raw(cls, server, path, body):
+        """The body as bytes."""
+        c = http.client.HTTPConnection("127.0.0.1", server.port, timeout=120 * SLOW)
+        c.request("POST", path, json.dumps(dict(body, return_chain=True)), {"Content-Type": "application/json"})
+        r = c.getresponse()
+        raw = r.read()
+        c.close()
+        assert r.status == 200, raw
+        return raw
+
+    def audit(self, answer, *args, model=TINY):
         """(exit code, verdict or None)"""
         path = os.path.join(self.dir.name, "answer")
         with open(path, "w") as f:
             f.write(answer if isinstance(answer, str) else json.dumps(answer))
-        rc, out, err = run("audit", path, TINY, "--json", *args)
+        rc, out, err = run("audit", path, model, "--json", *args)
         self.assertEqual(bool(out), rc in (0, 1), err)
         return rc, json.loads(out) if out else None
 
@@ -68,6 +96,29 @@ class Audit(unittest.TestCase):
     def test_a_stored_stream(self):
         self.assertEqual(self.audit(self.events)[0], 0)
         self.assertEqual(self.audit(self.events.replace("\n", "\r\n"))[0], 0)
+
+    def test_alternatives_of_one_text(self):
+        """Lists by text hold a text once; what is left out is no difference, what is changed is one."""
+        said = all_shorter = some_shorter = 0
+        for i, raw in enumerate(self.listed):
+            answer = json.loads(raw, object_pairs_hook=no_duplicates)
+            probs = answer["choices"][0]["logprobs"]
+            lengths = [len(top) for top in probs["top_logprobs"]]
+            self.assertTrue(1 <= min(lengths) and max(lengths) <= 5)
+            said += "\0" in answer["choices"][0]["text"]
+            all_shorter += max(lengths) < 5
+            some_shorter += min(lengths) < 5 and max(lengths) == 5
+            if i % 5:
+                continue
+            rc, got = self.audit(raw.decode(), model=self.tied)
+            self.assertEqual((rc, got["authentic"]), (0, True), got)
+            top = probs["top_logprobs"][-1]
+            key = list(top)[-1]
+            for value in (top[key] - 1e-4, None):
+                top[key] = value
+                rc, got = self.audit(answer, model=self.tied)
+                self.assertEqual((rc, got["choices"][0]["verdict"]), (1, "a logprob differs"), got)
+        self.assertTrue(said and all_shorter and some_shorter, (said, all_shorter, some_shorter))
 
     def test_complete_here(self):
         rc, out, err = run("complete", TINY, "--prompt", "Once upon", "--max-tokens", 20, "--seed", 9,

@@ -232,6 +232,41 @@ static void a_changed_logprob_is_named(void **state)
     assert_int_equal(r.at, 30);
 }
 
+/* Lists by text leave out alternatives, but never the first, and keep order and values. */
+static void lists_by_text_may_be_shorter(void **state)
+{
+    (void)state;
+    struct answer *a = &answers[1]; /* 3 alternatives */
+    struct sl_sampled some[TOKENS_MAX];
+    struct sl_audit_claim c = a->claim;
+    memcpy(some, a->logprobs, sizeof some);
+    c.logprobs = some;
+    for (uint32_t i = 0; i < c.n_tokens; i++) { /* the second of them is left out everywhere */
+        some[i].top[1] = some[i].top[2];
+        some[i].n_top = 2;
+        some[i].top[0].token = some[i].top[1].token = SL_AUDIT_ANY_TOKEN;
+    }
+    c.sampling.n_logprobs = 2;
+    expect(&c, SL_AUDIT_LOGPROB, "shorter lists of a claim by token");
+    c.tops_by_text = true;
+    expect(&c, SL_AUDIT_AUTHENTIC, "shorter lists");
+    for (uint32_t n = 0; n < 4; n++) {
+        struct sl_sampled was = some[20], *s = &some[20];
+        if (n == 0)
+            s->top[1].logprob *= 1.0000002f; /* another value */
+        else if (n == 1)
+            s->top[0] = a->logprobs[20].top[1]; /* without the first */
+        else if (n == 2)
+            s->top[1] = s->top[0], s->top[0] = was.top[1]; /* another order */
+        else
+            s->n_top = 0;
+        struct sl_audit_result r = judge(&c);
+        *s = was;
+        assert_int_equal(r.verdict, SL_AUDIT_LOGPROB);
+        assert_int_equal(r.at, 20);
+    }
+}
+
 /* A parameter that did not matter for these tokens is still seen by the chain. */
 static void changed_parameters_are_seen(void **state)
 {
@@ -309,6 +344,7 @@ int main(void)
         cmocka_unit_test(what_the_engine_gave_is_authentic),
         cmocka_unit_test(a_changed_token_is_named),
         cmocka_unit_test(a_changed_logprob_is_named),
+        cmocka_unit_test(lists_by_text_may_be_shorter),
         cmocka_unit_test(changed_parameters_are_seen),
         cmocka_unit_test(a_changed_prompt_is_seen),
         cmocka_unit_test(claims_out_of_range_are_refused),

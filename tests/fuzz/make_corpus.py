@@ -128,6 +128,11 @@ def main(tiny):
         "token_logprobs": [-1, -2], "top_logprobs": [{"a": -1}, {"b": -2}]}}], "sluice": proof}}))
     put("stored", "events", 'id: 1\ndata: {"choices":[{"index":0,"delta":{"content":"a"}}]}\n\ndata:' +
         json.dumps({"choices": [], "sluice": proof}) + "\r\n\ndata: [DONE]\n\n")
+    put("stored", "nul", json.dumps({"choices": [{"index": 0, "text": "a\0b\0", "finish_reason": "stop\0", "logprobs": {
+        "tokens": ["a", "\0"], "token_logprobs": [-1, -2], "top_logprobs": [{"a": -1}, {"\ufffd": -2, "b": -3}]}}],
+        "sluice": dict(proof, stop=["\0x"])}))
+    put("stored", "nul_key", json.dumps({"choices": [{"index": 0, "text": "\0", "logprobs": {
+        "token_logprobs": [-1, -2], "top_logprobs": [{"\0": -1}, {}]}}], "sluice": proof}))
     put("stored", "id", "1.fedcba9876543210.0000000000000abc.00c0ffee.1-01020304050607ff.0.12f-0000000000000000"
         ".999999999e-abcd000000000000")
 

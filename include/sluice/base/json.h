@@ -27,6 +27,10 @@ enum sl_json_kind {
 /* SL_BAD_JSON with line, column and reason on failure. Free the root with sl_json_free. */
 enum sl_status sl_json_parse(const char *data, size_t size, struct sl_json **out,
                              struct sl_err *err);
+/* For what models wrote (answers, events): as sl_json_parse, but strings, not keys, may hold NUL,
+ * which a model may say. Whoever reads them goes by their lengths. */
+enum sl_status sl_json_parse_answer(const char *data, size_t size, struct sl_json **out,
+                                    struct sl_err *err);
 void sl_json_free(struct sl_json *root);
 
 enum sl_json_kind sl_json_kind(const struct sl_json *v);

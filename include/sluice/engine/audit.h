@@ -31,6 +31,8 @@ struct sl_audit_claim {
     uint32_t choice;
     struct sl_sampling sampling;
     const struct sl_sampled *logprobs; /* [n_tokens], or NULL: not claimed */
+    bool tops_by_text; /* of alternatives with the same text only the likeliest is in `top`, so
+                        * that sampling.n_logprobs may be more than the longest list has */
     uint8_t chain[SL_CHAIN_BYTES];
 };
 
