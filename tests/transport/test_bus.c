@@ -26,8 +26,7 @@
 
 static struct sl_bus *open_bus(bool is_router, const char *endpoint)
 {
-    struct sl_bus_config cfg = {
-        .endpoints = &endpoint, .n_endpoints = 1, .is_router = is_router};
+    struct sl_bus_config cfg = {.endpoints = &endpoint, .n_endpoints = 1, .is_router = is_router};
     struct sl_bus *b;
     struct sl_err err;
     if (sl_bus_open(&cfg, &b, &err) != SL_OK)
@@ -303,6 +302,26 @@ static void reconnect_is_seen(void **state)
     until_connected(worker, 2); /* what is sent before may still go to the old connection */
     send_soon(worker, 0, &load);
     recv_msg(router, &m);
+    sl_bus_close(worker);
+    sl_bus_close(router);
+}
+
+/* A worker gives a connection up by itself: the router answers on the new one. */
+static void reconnects_at_will(void **state)
+{
+    struct fixture *f = *state;
+    struct sl_msg m, load = {.kind = SL_MSG_LOAD};
+    struct sl_bus *router = open_bus(true, f->ipc.data), *worker = open_bus(false, f->ipc.data);
+    send_soon(worker, 0, &load);
+    recv_msg(router, &m);
+    until_connected(worker, 1);
+    sl_bus_reconnect(worker, 0);
+    assert_false(sl_bus_connected(worker, 0));
+    until_connected(worker, 2);
+    send_soon(worker, 0, &load);
+    recv_msg(router, &m);
+    sl_bus_reconnect(worker, 7); /* no such endpoint: nothing happens */
+    sl_bus_reconnect(router, 0);
     sl_bus_close(worker);
     sl_bus_close(router);
 }
@@ -612,6 +631,7 @@ int main(void)
         WITH_IPC(links_are_never_reused),
         WITH_IPC(dropped_link_is_gone),
         WITH_IPC(reconnect_is_seen),
+        WITH_IPC(reconnects_at_will),
         WITH_IPC(garbage_frames),
         WITH_IPC(flood_of_garbage),
         cmocka_unit_test(raw_tcp_peers),

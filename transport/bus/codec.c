@@ -25,15 +25,16 @@
     X(tp)                                                                                          \
     X(pp)                                                                                          \
     X(threads)                                                                                     \
-    X(max_seqs) X(max_len) X(max_batch_tokens) X(n_vocab) X(page_size) X(queue_max)                \
-        X(weight_bytes) X(meta_bytes) X(version_min) X(instance) X(greeting) X(kv_layout)
+    X(max_seqs)                                                                                    \
+    X(max_len) X(max_batch_tokens) X(n_vocab) X(page_size) X(queue_max) X(weight_bytes)            \
+        X(meta_bytes) X(version_min) X(instance) X(greeting) X(kv_layout)
 #define HELLO_TEXTS(X)                                                                             \
     X(model)                                                                                       \
     X(site)                                                                                        \
     X(role)                                                                                        \
     X(isa)                                                                                         \
-    X(backend) X(class_name) X(kv_address) X(events_endpoint) X(events_replay) X(events_topic)     \
-        X(events_key)
+    X(backend)                                                                                     \
+    X(class_name) X(kv_address) X(events_endpoint) X(events_replay) X(events_topic) X(events_key)
 #define LOAD_NUMBERS(X)                                                                            \
     X(running)                                                                                     \
     X(waiting)                                                                                     \
@@ -42,9 +43,10 @@
     X(steps)                                                                                       \
     X(prefill_tokens)                                                                              \
     X(decode_tokens)                                                                               \
-    X(preempted) X(prefix_queries) X(prefix_hits) X(last_step_age_ms) X(op_calls)                  \
-        X(step_expected_ms) X(kv_pages_sent) X(kv_pages_received) X(kv_bytes_sent) X(kv_bad)       \
-            X(kv_fallbacks) X(max_seqs) X(busy_ns) X(pending_tokens) X(kv_batches)
+    X(preempted)                                                                                   \
+    X(prefix_queries) X(prefix_hits) X(last_step_age_ms) X(op_calls) X(step_expected_ms)           \
+        X(kv_pages_sent) X(kv_pages_received) X(kv_bytes_sent) X(kv_bad) X(kv_fallbacks)           \
+            X(max_seqs) X(busy_ns) X(pending_tokens) X(kv_batches)
 #define RANK_NUMBERS(X)                                                                            \
     X(rank)                                                                                        \
     X(pid) X(threads) X(weight_bytes) X(kv_bytes) X(comm_bytes) X(steps) X(op_calls)
@@ -56,9 +58,10 @@
     X(priority)                                                                                    \
     X(tenant)                                                                                      \
     X(seed)                                                                                        \
-    X(deadline_ms) X(temperature) X(top_p) X(min_p) X(typical_p) X(presence_penalty)               \
-        X(frequency_penalty) X(repetition_penalty) X(top_k) X(n_logprobs) X(min_tokens)            \
-            X(max_tokens) X(kv_ticket) X(hops)
+    X(deadline_ms)                                                                                 \
+    X(temperature) X(top_p) X(min_p) X(typical_p) X(presence_penalty) X(frequency_penalty)         \
+        X(repetition_penalty) X(top_k) X(n_logprobs) X(min_tokens) X(max_tokens) X(kv_ticket)      \
+            X(hops)
 #define SUBMIT_BOOLS(X) X(want_logprob) X(ignore_eos) X(no_prefix_cache) X(prefill_only)
 #define OUT_NUMBERS(X)  X(id) X(epoch) X(n_top) X(end) X(status) X(n_cached) X(ordinal)
 
