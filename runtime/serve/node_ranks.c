@@ -22,7 +22,8 @@ void node_ranks_keep(struct peer *p, const struct sl_msg_ranks *m)
         size_t len = m->ranks[i].isa.len;
         r->figures = m->ranks[i];
         len = len < sizeof r->isa ? len : sizeof r->isa;
-        memcpy(r->isa, m->ranks[i].isa.data, len);
+        if (len)
+            memcpy(r->isa, m->ranks[i].isa.data, len);
         r->figures.isa = (struct sl_str){r->isa, len};
     }
 }

@@ -155,7 +155,7 @@ static void test_kv_table(void **state)
          1},
     };
     for (size_t i = 0; i < sizeof rows / sizeof *rows; i++)
-        for (uint64_t seed = 1; seed <= 20; seed++) {
+        for (uint64_t seed = 1; seed <= 6; seed++) {
             struct sl_router *r = open_router(SL_ROUTE_KV, seed);
             for (uint64_t k = 1; k <= 3; k++) {
                 up(r, k, 64);
@@ -220,7 +220,7 @@ static void test_kv_events_decide(void **state)
 static void test_kv_guesses(void **state)
 {
     (void)state;
-    for (uint64_t seed = 1; seed <= 20; seed++) {
+    for (uint64_t seed = 1; seed <= 6; seed++) {
         struct sl_router *r = open_router(SL_ROUTE_KV, seed);
         for (uint64_t k = 1; k <= 4; k++)
             up(r, k, 64);
@@ -233,7 +233,7 @@ static void test_kv_guesses(void **state)
 
 /* --- herding ---------------------------------------------------------------------------------- */
 
-enum { ROUTERS = 8, WORKERS = 4, ROUNDS = 50 };
+enum { ROUTERS = 8, WORKERS = 4, ROUNDS = 20 };
 
 /* Most requests that one of 4 workers got when each of 8 routers, all with the same picture of the
  * workers, routes one new prompt; averaged over rounds with other seeds. */
