@@ -41,7 +41,7 @@ static struct secure_door *open_door(void)
 
 static struct secure_link *dial(const struct secure_door *d, const struct secure_psk *psk)
 {
-    struct secure_link *l;
+    struct secure_link *l = NULL;
     struct sl_err err;
     int fd = -1;
     if (secure_connect(secure_door_address(d), &fd, &err) || secure_link_client(fd, psk, &l, &err))
