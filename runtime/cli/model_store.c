@@ -5,6 +5,7 @@
  * taken with pip in a private virtual environment. It is unpacked beside its final name, checked,
  * flushed and renamed, so that a file of the final name is always whole and verified. */
 #include "cli.h"
+#include "sums.h"
 
 #include <sluice/base/containers.h>
 #include <errno.h>
@@ -216,56 +217,20 @@ enum sl_status sl_store_find(const char *operand, char *const *env, struct sl_bu
     return s;
 }
 
-/* The stamp's name holds what identifies the bytes; its content is the sum. */
-static void stamp_path(const char *dir, const struct stat *st, struct sl_buf *out)
-{
-    sl_buf_printf(out, "%s/sha256-%llx-%llx-%llx-%llx.%09ld", dir, (unsigned long long)st->st_dev,
-                  (unsigned long long)st->st_ino, (unsigned long long)st->st_size,
-                  (unsigned long long)st->st_mtim.tv_sec, st->st_mtim.tv_nsec);
-}
-
-static bool stamp_read(const char *stamp, char hex[65])
-{
-    FILE *f = fopen(stamp, "re");
-    if (!f)
-        return false;
-    size_t n = fread(hex, 1, 64, f);
-    fclose(f);
-    hex[64] = 0;
-    return n == 64 && strspn(hex, "0123456789abcdef") == 64;
-}
-
-/* A stamp that cannot be written costs a hash at the next start, nothing else. */
-static void stamp_write(const char *stamp, const char hex[65])
-{
-    struct sl_buf part = {0};
-    sl_buf_printf(&part, "%s.%ld", stamp, (long)getpid());
-    FILE *f = fopen(part.data, "we");
-    if (f) {
-        bool whole = fwrite(hex, 1, 64, f) == 64;
-        if (fclose(f) || !whole || rename(part.data, stamp))
-            unlink(part.data);
-    }
-    sl_buf_free(&part);
-}
-
 enum sl_status sl_store_sha256(const char *path, char *const *env, char hex[65], struct sl_err *err)
 {
     struct stat st;
     if (stat(path, &st))
         return sl_fail(err, SL_MODEL, "model '%s': %s", path, strerror(errno));
-    struct sl_buf dir = {0}, stamp = {0};
+    struct sl_buf dir = {0};
     enum sl_status s = SL_OK;
     bool has_cache = !cache_dir(env, &dir, NULL);
-    if (has_cache)
-        stamp_path(dir.data, &st, &stamp);
-    if (!has_cache || !stamp_read(stamp.data, hex)) {
+    if (!has_cache || !sums_get(dir.data, &st, hex)) {
         s = hash_file(path, hex, err);
         if (!s && has_cache)
-            stamp_write(stamp.data, hex);
+            sums_put(dir.data, &st, hex);
     }
     sl_buf_free(&dir);
-    sl_buf_free(&stamp);
     return s;
 }
 
