@@ -309,6 +309,12 @@ static bool is_retryable(enum sl_status why)
            why == SL_PEER || why == SL_FAILED;
 }
 
+/* Full of others' requests, or not ready yet: to be waited for, as if it had no room. */
+static bool is_busy(enum sl_status why)
+{
+    return why == SL_QUEUE_FULL || why == SL_LOADING;
+}
+
 void sl_router_refused(struct sl_router *r, uint64_t worker_key, uint64_t id, uint32_t epoch,
                        enum sl_status why, uint64_t now_ns)
 {
@@ -320,14 +326,16 @@ void sl_router_refused(struct sl_router *r, uint64_t worker_key, uint64_t id, ui
     struct worker *w = q->worker;
     w->progress_ns = now_ns;
     if (!is_retryable(why)) {
-        sl_req_unassign(r, q, false);
-        sl_req_wait(r, q);
+        sl_req_put_back(r, q);
         sl_req_fail(r, q, why);
     } else {
         w->blocked |= why != SL_FAILED;
         w->draining |= why == SL_DRAINING;
         q->avoid = w->uid;
-        sl_req_retry(r, q, false, why);
+        if (is_busy(why))
+            sl_req_put_back(r, q);
+        else
+            sl_req_retry(r, q, false, why);
         if (w->blocked)
             sl_worker_retract(r, w);
     }

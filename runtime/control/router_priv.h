@@ -9,7 +9,10 @@
 #include <sluice/control/kv_index.h>
 #include <sluice/control/router.h>
 
-enum { ROUTE_CHAIN_MAX = 512 }; /* pages of a prompt that policies look at */
+enum {
+    ROUTE_CHAIN_MAX = 512, /* pages of a prompt that policies look at */
+    SUSPECTS_MAX = 4       /* losses of a request that can still be forgiven */
+};
 
 struct worker {
     struct sl_worker_desc desc;
@@ -52,6 +55,8 @@ struct req {
     uint64_t sent_ns; /* when its worker got it; 0: its first token there has come */
     uint64_t *chain;  /* [n_chain] names of its full pages (kv_index.h) */
     uint32_t n_chain, n_tokens, n_before, n_delivered, epoch, n_retries, n_moves;
+    uint64_t suspects[SUSPECTS_MAX]; /* instances it was lost with of late and that may be dead */
+    uint32_t n_suspects;
     uint32_t n_at_move; /* tokens delivered in all, when it was last sent again */
     uint32_t n_new;     /* its share of its worker's n_new; 0 once tokens came */
     bool takes_prefill; /* no worker could ever own it but those that only prefill */
@@ -187,6 +192,11 @@ void sl_req_free(struct sl_router *r, struct req *q);
 /* After its worker lost or refused it: waits again, or fails with `why`, which also tells a move
  * from a retry (router.h). */
 void sl_req_retry(struct sl_router *r, struct req *q, bool tell_worker, enum sl_status why);
+/* Its worker may be dead: that counts until the same instance is heard of again. */
+void sl_req_lost(struct sl_router *r, struct req *q, bool tell_worker);
+void sl_router_forgive(struct sl_router *r, uint64_t instance);
+/* Back to the waiting, at no cost. */
+void sl_req_put_back(struct sl_router *r, struct req *q);
 /* Away from a worker that is slow. */
 void sl_req_move(struct sl_router *r, struct req *q);
 /* Its worker has begun to answer: its prompt is computed. */

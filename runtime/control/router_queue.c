@@ -120,7 +120,7 @@ void sl_req_retry(struct sl_router *r, struct req *q, bool tell_worker, enum sl_
     sl_req_unassign(r, q, tell_worker);
     sl_req_wait(r, q);
     if (q->n_delivered - q->n_at_move >= SL_ROUTER_FORGIVE_TOKENS)
-        q->n_retries = 0;
+        q->n_retries = q->n_suspects = 0;
     q->n_at_move = q->n_delivered;
     if (counts && (q->n_retries >= r->cfg.retries_max || (!move && !spend_retry(r)))) {
         sl_req_fail(r, q, why);
@@ -129,6 +129,43 @@ void sl_req_retry(struct sl_router *r, struct req *q, bool tell_worker, enum sl_
     q->n_retries += counts;
     r->n_retried += counts;
     r->n_moved += counts && move;
+}
+
+/* The loss of a worker that lives was none of the request's doing. */
+static void forgive(struct req *q, uint64_t instance)
+{
+    uint32_t n = 0;
+    for (uint32_t i = 0; i < q->n_suspects; i++)
+        if (q->suspects[i] != instance)
+            q->suspects[n++] = q->suspects[i];
+    q->n_retries -= q->n_suspects - n;
+    q->n_suspects = n;
+}
+
+void sl_req_lost(struct sl_router *r, struct req *q, bool tell_worker)
+{
+    bool counts = q->state == REQ_SENT;
+    uint64_t instance = q->worker->desc.instance;
+    sl_req_retry(r, q, tell_worker, SL_PEER);
+    if (counts && q->state == REQ_WAITING && q->n_suspects < SUSPECTS_MAX)
+        q->suspects[q->n_suspects++] = instance;
+}
+
+void sl_router_forgive(struct sl_router *r, uint64_t instance)
+{
+    for (struct sl_list *l = r->waiting.next; l != &r->waiting; l = l->next)
+        forgive(SL_ENTRY(l, struct req, link), instance);
+    for (uint32_t i = 0; i < r->cfg.max_workers; i++) {
+        struct worker *w = &r->workers[i];
+        for (struct sl_list *l = w->uid ? w->reqs.next : &w->reqs; l != &w->reqs; l = l->next)
+            forgive(SL_ENTRY(l, struct req, link), instance);
+    }
+}
+
+void sl_req_put_back(struct sl_router *r, struct req *q)
+{
+    sl_req_unassign(r, q, false);
+    sl_req_wait(r, q);
 }
 
 void sl_req_move(struct sl_router *r, struct req *q)

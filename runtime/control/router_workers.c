@@ -19,7 +19,11 @@ static void give_up_requests(struct sl_router *r, struct worker *w, bool tell_wo
     struct sl_list *next;
     for (struct sl_list *l = w->reqs.next; l != &w->reqs; l = next) {
         next = l->next;
-        sl_req_retry(r, SL_ENTRY(l, struct req, link), tell_worker, SL_PEER);
+        struct req *q = SL_ENTRY(l, struct req, link);
+        if (w->stuck)
+            sl_req_retry(r, q, tell_worker, SL_PEER);
+        else
+            sl_req_lost(r, q, tell_worker);
     }
 }
 
@@ -87,6 +91,7 @@ enum sl_status sl_router_worker_up(struct sl_router *r, const struct sl_worker_d
     if (!w->desc.weight_percent)
         w->desc.weight_percent = 100;
     w->cap_high = sl_worker_cap(w);
+    sl_router_forgive(r, w->desc.instance);
     if (r->eject)
         sl_eject_join(r->eject, slot_of(r, w), now_ns);
     if (r->n_stranded)
@@ -234,6 +239,8 @@ void sl_router_worker_load(struct sl_router *r, uint64_t key, const struct sl_wo
     count_foreign(w);
     w->blocked &= SL_MUTANT(BLOCKED_FOREVER);
     if (w->lost && is_back(w)) {
+        if (!w->stuck)
+            sl_router_forgive(r, w->desc.instance);
         w->lost = w->stuck = false;
         w->progress_ns = now_ns;
         if (r->eject)
@@ -423,7 +430,7 @@ static enum sl_status check_worker(const struct sl_router *r, const struct worke
             return BROKEN("request %llu is with the wrong worker", (unsigned long long)q->id);
         if (q->has_class && q->class_hash != w->desc.class_hash)
             return BROKEN("request %llu left its class", (unsigned long long)q->id);
-        if (q->n_retries > r->cfg.retries_max)
+        if (q->n_retries > r->cfg.retries_max || q->n_suspects > q->n_retries)
             return BROKEN("request %llu was retried %u times", (unsigned long long)q->id,
                           q->n_retries);
     }

@@ -548,6 +548,88 @@ static void test_refused_by_the_only(void **state)
     sl_router_close(r);
 }
 
+/* A worker that others fill refuses again and again: the request waits, it does not fail. */
+static void test_refused_for_being_full(void **state)
+{
+    (void)state;
+    static const enum sl_status why[] = {SL_QUEUE_FULL, SL_LOADING};
+    for (size_t i = 0; i < 2; i++) {
+        struct sl_router_config cfg = patient;
+        cfg.retry_percent = 1;
+        struct sl_router *r = open_with(cfg);
+        up(r, 7, 1, 0);
+        submit(r, 1);
+        for (uint32_t epoch = 1; epoch <= 200; epoch++) {
+            expect_send(r, 1, 7, epoch);
+            sl_router_refused(r, 7, 1, epoch, why[i], 0);
+            none(r); /* held back */
+            load(r, 7, 1, epoch, epoch);
+        }
+        expect_send(r, 1, 7, 201);
+        assert_int_equal(stats(r).n_retried, 0);
+        assert_int_equal(stats(r).n_retries_denied, 0);
+        assert_true(output(r, 7, 1, 201, 1, true));
+        sl_router_close(r);
+    }
+}
+
+static void up_instance(struct sl_router *r, uint64_t key, uint64_t instance)
+{
+    struct sl_worker_desc d = {.key = key, .max_seqs = 4, .max_len = 100, .instance = instance};
+    assert_int_equal(sl_router_worker_up(r, &d, 0, NULL), SL_OK);
+    check(r);
+}
+
+/* Losing a worker that lives is the network's doing, however often; one that died may have died of
+ * the request. */
+static void test_losses_of_the_living(void **state)
+{
+    (void)state;
+    struct sl_router *r = open_with(patient);
+    up_instance(r, 7, 70);
+    submit(r, 1);
+    expect_send(r, 1, 7, 1);
+    for (uint32_t i = 1; i <= 20; i++) { /* its link breaks, and it registers under another key */
+        sl_router_worker_down(r, 6 + i, 0);
+        none(r);
+        up_instance(r, 7 + i, 70);
+        expect_send(r, 1, 7 + i, 1 + i);
+    }
+    up_instance(r, 27, 70); /* again before its loss was seen */
+    expect_cancel(r, 1, 27, 21);
+    expect_send(r, 1, 27, 22);
+    sl_router_worker_down(r, 27, 0);
+    up_instance(r, 28, 71);
+    expect_send(r, 1, 28, 23);
+    sl_router_worker_down(r, 28, 0);
+    up_instance(r, 29, 72);
+    expect_send(r, 1, 29, 24);
+    up_instance(r, 30, 71); /* it was not the second's end */
+    sl_router_worker_down(r, 29, 0);
+    expect_send(r, 1, 30, 25);
+    sl_router_worker_down(r, 30, 0);
+    expect_fail(r, 1, SL_PEER);
+    sl_router_close(r);
+}
+
+/* Nor is silence a death, once it ends. */
+static void test_silence_of_the_living(void **state)
+{
+    (void)state;
+    struct sl_router *r = open_with(base);
+    up(r, 7, 4, 0);
+    submit(r, 1);
+    for (uint32_t i = 1; i <= 20; i++) {
+        expect_send(r, 1, 7, i);
+        sl_router_tick(r, 2000ull * i);
+        expect_cancel(r, 1, 7, i);
+        none(r);
+        load(r, 7, 1, i, 2000ull * i + 1);
+    }
+    expect_send(r, 1, 7, 21);
+    sl_router_close(r);
+}
+
 /* Tokens are taken once each and in order: those seen before are dropped, and where some are
  * missing the request is sent again. Counting begins behind the tokens it was submitted with. */
 static void test_ordinals(void **state)
@@ -680,6 +762,9 @@ int main(void)
         cmocka_unit_test(test_comes_back),
         cmocka_unit_test(test_refusals),
         cmocka_unit_test(test_refused_by_the_only),
+        cmocka_unit_test(test_refused_for_being_full),
+        cmocka_unit_test(test_losses_of_the_living),
+        cmocka_unit_test(test_silence_of_the_living),
         cmocka_unit_test(test_ordinals),
         cmocka_unit_test(test_cancel),
         cmocka_unit_test(test_deadlines),

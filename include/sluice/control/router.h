@@ -6,13 +6,18 @@
  * tokens were delivered, only to a worker of the same class.
  *
  * Two kinds of sending again are told apart. A move: the worker was lost, leaves, is slow, or the
- * link broke; it is bounded by the streams that worker had. A retry: a living worker refused or
- * failed the request. Retries add load where there is too much of it, so they are limited to
- * `retry_percent` of the requests of late plus SL_ROUTER_RETRY_FLOOR a second, pool-wide; beyond
- * that the request fails with the worker's reason. Both count towards `retries_max` of a request
- * but moves away from a slow worker, of which a request has at most SL_ROUTER_SLOW_MOVES; the count
- * starts anew once SL_ROUTER_FORGIVE_TOKENS tokens came since, so that a long stream outlives any
- * number of workers, while a request that kills each one at once does not go on for ever.
+ * link broke; it is bounded by the streams that worker had. A retry: a living worker failed the
+ * request. Retries add load where there is too much of it, so they are limited to `retry_percent`
+ * of the requests of late plus SL_ROUTER_RETRY_FLOOR a second, pool-wide; beyond that the request
+ * fails with the worker's reason. Both count towards `retries_max` of a request but moves away from
+ * a slow worker, of which a request has at most SL_ROUTER_SLOW_MOVES; the count starts anew once
+ * SL_ROUTER_FORGIVE_TOKENS tokens came since, so that a long stream outlives any number of workers,
+ * while a request that kills each one at once does not go on for ever. A loss stops counting when
+ * the same instance of the worker is heard of again: then it was the network's doing.
+ *
+ * A worker that is full, be it of other routers' requests, or still loading has refused nothing for
+ * good: the request waits on, as one does for which no worker had room, and costs no retry. It gets
+ * nothing more until its next report, so that its refusals are few.
  *
  * With `eject_slow` a worker much slower than the others gets no requests for a while (eject.h);
  * its streams move where that pays and others have room, and only if nobody else could take a
@@ -194,9 +199,10 @@ struct sl_route_output {
  * what nobody waits for is told to drop it. */
 bool sl_router_output(struct sl_router *r, uint64_t worker_key, const struct sl_route_output *o,
                       uint64_t now_ns);
-/* A worker refused or failed one request: retried while `why` may be different elsewhere or later
- * (SL_QUEUE_FULL, SL_DRAINING, SL_LOADING, SL_NO_MEMORY, SL_PEER, SL_FAILED) and retries are left,
- * else failed with `why`. All but SL_FAILED also hold the worker back until its next load. */
+/* A worker refused or failed one request. SL_QUEUE_FULL and SL_LOADING: it waits for a worker again.
+ * Retried while `why` may be different elsewhere or later (SL_DRAINING, SL_NO_MEMORY, SL_PEER,
+ * SL_FAILED) and retries are left, else failed with `why`. All but SL_FAILED also hold the worker
+ * back until its next load. */
 void sl_router_refused(struct sl_router *r, uint64_t worker_key, uint64_t id, uint32_t epoch,
                        enum sl_status why, uint64_t now_ns);
 
