@@ -5,23 +5,15 @@ and clogs. Every stream is exact: nothing lost, nothing twice.
 The test runs in a network namespace of its own, in which the global router lives too; the sites hang on it
 by veth pairs. Needs root and iproute2, and iptables for the losses."""
 import os
-import shutil
 import subprocess
 import sys
 import tempfile
 import time
 import unittest
 
-if os.environ.get("SL_SITES_INSIDE") != "1":
-    missing = [t for t in ("ip", "unshare", "iptables") if not shutil.which(t)]
-    if missing or os.geteuid():
-        print("skipped: needs " + (f"the programs {', '.join(missing)}" if missing else "root"))
-        sys.exit(77)
-    if subprocess.run(["unshare", "-n", "true"], capture_output=True).returncode:
-        print("skipped: no network namespaces here")
-        sys.exit(77)
-    os.environ["SL_SITES_INSIDE"] = "1"
-    os.execvp("unshare", ["unshare", "-n", sys.executable, *sys.argv])
+from nets import Net, own_network, sh
+
+own_network("iptables")
 
 from harness import Router, Worker, run, until_true, wait_until  # noqa: E402
 from test_failover import metric, run_streams  # noqa: E402
@@ -33,39 +25,11 @@ PROXY_PORT = 5901
 HERE = os.path.dirname(os.path.abspath(__file__))
 
 
-def sh(*args):
-    subprocess.run([str(a) for a in args], check=True, capture_output=True)
-
-
-class Net:
-    """The hub is this namespace; site k is reached over 10.90.k.0/24."""
-
-    def __init__(self):
-        sh("ip", "link", "set", "lo", "up")
-        self.ns = [f"sl{os.getpid()}{name[0]}" for name in NAMES]
-        for k, ns in enumerate(self.ns):
-            sh("ip", "netns", "add", ns)
-            sh("ip", "link", "add", f"hub{k}", "type", "veth", "peer", "name", "wan", "netns", ns)
-            sh("ip", "addr", "add", f"10.90.{k}.1/24", "dev", f"hub{k}")
-            sh("ip", "link", "set", f"hub{k}", "up")
-            for cmd in (["addr", "add", f"10.90.{k}.2/24", "dev", "wan"], ["link", "set", "wan", "up"],
-                        ["link", "set", "lo", "up"]):
-                sh("ip", "-n", ns, *cmd)
-
-    def close(self):
-        for ns in self.ns:
-            subprocess.run(["ip", "netns", "del", ns], capture_output=True)
-
-    @staticmethod
-    def link(k, up):
-        sh("ip", "link", "set", f"hub{k}", "up" if up else "down")
-
-
 class Site:
     """A router and two workers within one namespace."""
 
-    def __init__(self, k, ns, keys, port):
-        self.name, prefix, run_dir = NAMES[k], ["ip", "netns", "exec", ns], f"{keys}/{NAMES[k]}-run"
+    def __init__(self, k, prefix, keys, port):
+        self.name, run_dir = NAMES[k], f"{keys}/{NAMES[k]}-run"
         os.makedirs(run_dir, 0o700)
         self.router = Router("--connect", f"tcp://10.90.{k}.1:{port}", "--site", NAMES[k], "--curve-dir",
                              f"{keys}/{NAMES[k]}", bus=f"ipc://{run_dir}/bus", prefix=prefix)
@@ -88,7 +52,7 @@ class World:
         assert rc == 0, err
         binds = ",".join(f"tcp://10.90.{k}.1:{PORT}" for k in range(3))
         self.top = Router("--curve-dir", f"{keys}/hub", bus=binds)
-        self.sites = [Site(k, ns, keys, port) for k, ns in enumerate(net.ns)]
+        self.sites = [Site(k, net.inside(k), keys, port) for k in range(3)]
         self.top.wait_ready()
         self.wait(NAMES)
 
@@ -134,7 +98,7 @@ class Proxy:
 class Sites(unittest.TestCase):
     @classmethod
     def setUpClass(cls):
-        cls.net = Net()
+        cls.net = Net(NAMES, "10.90")
         cls.addClassCleanup(cls.net.close)
         router = Router()
         worker = Worker(router)
