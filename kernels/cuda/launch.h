@@ -1,0 +1,116 @@
+/* The kernels as C functions: what the backend (backend.c) calls, and what the .cu files define.
+ *
+ * All pointers are device memory unless said; everything is enqueued on `s` and nothing waits. A
+ * returned error is the launch's; errors of the run come with the stream. Shapes and meanings are
+ * those of the op table (sluice/kernels/op.h), the arithmetic is that of kernels/num.h bit for bit,
+ * but for dense f16 and bf16 weights, whose products run on tensor cores. No result depends on
+ * n_tok or on where the work is cut. */
+#ifndef SLUICE_KERNELS_CUDA_LAUNCH_H
+#define SLUICE_KERNELS_CUDA_LAUNCH_H
+
+#include <cuda_runtime_api.h>
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include <sluice/kernels/dtype.h>
+#include <sluice/kernels/tree.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+/* ---- linear.cu, linear_dense.cu ---- */
+
+/* A weight in the layout of its kernel family, made by cuda_pack. Slices as in op.h. */
+struct cuda_weight {
+    enum sl_dtype dtype;
+    uint32_t n, k;         /* outputs, inputs */
+    const void *data;      /* device, cuda_pack_bytes */
+    const uint32_t *border; /* device, [n_slices + 1] */
+    uint32_t n_slices;
+};
+/* Subtrees whose sums are wanted: slices [first, first + n) each, counted from the weight's own
+ * first. One that covers all for the whole linear. Device, [n_parts] */
+struct cuda_parts {
+    const struct sl_tree_node *node;
+    uint32_t n;
+};
+/* A row of activations in int8: q [n_tok, k], d and s [n_tok, k / 32] (num.h). */
+struct cuda_act {
+    int8_t *q;
+    float *d, *s;
+};
+
+size_t cuda_pack_bytes(enum sl_dtype dtype, uint32_t n, uint32_t k);
+/* Rows [row, row + n_rows) of the weight from `src`, the file's block format, rows of row_bytes
+ * each, in device memory. All rows of a weight are packed, in any order, before its first use; n is
+ * the weight's. */
+cudaError_t cuda_pack(cudaStream_t s, enum sl_dtype dtype, uint32_t n, uint32_t k, uint32_t row,
+                      uint32_t n_rows, const void *src, size_t row_bytes, void *data);
+
+cudaError_t cuda_quantize(cudaStream_t s, const float *x, uint32_t x_stride, uint32_t n_tok,
+                          uint32_t k, const struct cuda_act *out);
+/* out [parts->n, n_tok, w->n] of row stride out_stride and part stride `plane`, floats; bias [w->n]
+ * or NULL; with accumulate the former out is added last. Quantised weights read `act`, others x. */
+cudaError_t cuda_linear(cudaStream_t s, const struct cuda_weight *w, const float *x,
+                        uint32_t x_stride, const struct cuda_act *act, uint32_t n_tok,
+                        const struct cuda_parts *parts, const float *bias, bool accumulate,
+                        float *out, uint32_t out_stride, size_t plane);
+/* tree by value: at most SL_SLICES_MAX adds. */
+cudaError_t cuda_tree_sum(cudaStream_t s, const struct sl_tree *tree, const float *parts,
+                          uint32_t n_tok, uint32_t n, const float *bias, bool accumulate, float *y,
+                          uint32_t y_stride);
+
+/* ---- rows.cu ---- */
+
+/* table: the file's rows, device memory */
+cudaError_t cuda_embed(cudaStream_t s, enum sl_dtype dtype, const void *table, uint32_t k,
+                       const uint32_t *ids, uint32_t n_tok, float *out);
+cudaError_t cuda_rms_norm(cudaStream_t s, const float *x, const float *w, float eps, uint32_t n_tok,
+                          uint32_t dim, float *out);
+/* kind: enum sl_rope_kind; cos, sin [n_pos, n_rot / 2] */
+cudaError_t cuda_rope(cudaStream_t s, int kind, uint32_t n_rot, const float *cos, const float *sin,
+                      float *x, uint32_t stride, uint32_t n_heads, uint32_t head_dim,
+                      const uint32_t *pos, uint32_t n_tok);
+cudaError_t cuda_silu_mul(cudaStream_t s, const float *gu, uint32_t n_tok, uint32_t dim,
+                          float *out);
+cudaError_t cuda_add(cudaStream_t s, float *x, const float *y, size_t n);
+cudaError_t cuda_gather_rows(cudaStream_t s, const float *x, const uint32_t *rows, uint32_t n_rows,
+                             uint32_t dim, float *out);
+cudaError_t cuda_logit_stats(cudaStream_t s, const float *logits, uint32_t n_rows, uint32_t n,
+                             float *max, uint32_t *argmax, float *log_sum);
+
+/* ---- attention.cu ---- */
+
+/* sl_batch in device memory, and what the host knows of it. */
+struct cuda_batch {
+    uint32_t n_seq, n_tok;
+    const uint32_t *q_start, *pos, *page_start, *pages;
+    const uint32_t *seq_of; /* [n_tok] */
+    uint32_t max_pos;       /* largest position, at least */
+    uint32_t max_rows;      /* most rows of one sequence */
+};
+/* One layer's pages: [n_pages][page_bytes], the layout of sl_kv_row_at and sl_kv_scale_at. */
+struct cuda_kv {
+    void *layer;
+    size_t page_bytes;
+    uint32_t n_kv_heads, head_dim, page_size;
+    enum sl_dtype dtype;
+};
+struct cuda_attn {
+    uint32_t n_heads, kv_first, n_kv_heads, q_stride, out_stride;
+    float scale;
+};
+cudaError_t cuda_kv_write(cudaStream_t s, const struct cuda_kv *kv, const struct cuda_batch *batch,
+                          const float *k, const float *v, uint32_t stride);
+/* Scratch for the segments' (max, sum, out): bytes for a batch of n_tok rows up to max_pos. */
+size_t cuda_attention_scratch(uint32_t n_tok, uint32_t n_heads, uint32_t head_dim,
+                              uint32_t max_pos);
+cudaError_t cuda_attention(cudaStream_t s, const struct cuda_kv *kv, const struct cuda_batch *batch,
+                           const struct cuda_attn *a, const float *q, float *out, void *scratch);
+
+#ifdef __cplusplus
+}
+#endif
+#endif

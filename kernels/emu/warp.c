@@ -1,0 +1,166 @@
+/* What a warp does as one: matrix loads and products, reductions. The last lane to come computes for
+ * all. Products are summed in double and rounded once, where a tensor core's order and rounding are
+ * its own; integer products are exact on both. Fragment layouts: PTX ISA 9.0, section 9.7.15.5. */
+#include <sluice/kernels/dtype.h>
+
+#include <string.h>
+
+#include "emu/emu.h"
+#include "num.h"
+
+struct ldmatrix {
+    const void *row;
+    uint32_t *r;
+    int n;
+    bool trans;
+};
+struct mma {
+    void *d;
+    const uint32_t *a, *b;
+};
+
+emu_collective_fn emu_do_ldmatrix, emu_do_mma_bf16, emu_do_mma_f16, emu_do_mma_s8, emu_do_sum_f32,
+    emu_do_sum_i32, emu_do_max_f32;
+
+void emu_do_ldmatrix(void **lanes, uint32_t mask)
+{
+    (void)mask;
+    const struct ldmatrix *first = lanes[0];
+    for (int m = 0; m < first->n; m++) {
+        uint16_t e[8][8];
+        for (int i = 0; i < 8; i++) {
+            const struct ldmatrix *l = lanes[8 * m + i];
+            if ((uintptr_t)l->row % 16)
+                emu_break((struct emu_site){__FILE__, __LINE__}, "ldmatrix: row at %p", l->row);
+            memcpy(e[i], l->row, 16);
+        }
+        for (int i = 0; i < EMU_WARP; i++) {
+            const struct ldmatrix *l = lanes[i];
+            int row = i / 4, col = i % 4 * 2;
+            uint32_t lo = first->trans ? e[col][row] : e[row][col];
+            uint32_t hi = first->trans ? e[col + 1][row] : e[row][col + 1];
+            l->r[m] = lo | hi << 16;
+        }
+    }
+}
+
+static float from_bf16(uint16_t h)
+{
+    return f32_from_bits((uint32_t)h << 16);
+}
+
+static void mma_16(void **lanes, float (*from)(uint16_t))
+{
+    float a[16][16], b[16][8];
+    for (int lane = 0; lane < EMU_WARP; lane++) {
+        const struct mma *l = lanes[lane];
+        int g = lane / 4, t = lane % 4;
+        for (int i = 0; i < 4; i++)
+            for (int j = 0; j < 2; j++)
+                a[g + 8 * (i & 1)][2 * t + 8 * (i >> 1) + j] = from((uint16_t)(l->a[i] >> 16 * j));
+        for (int i = 0; i < 2; i++)
+            for (int j = 0; j < 2; j++)
+                b[2 * t + 8 * i + j][g] = from((uint16_t)(l->b[i] >> 16 * j));
+    }
+    for (int lane = 0; lane < EMU_WARP; lane++) {
+        const struct mma *l = lanes[lane];
+        int g = lane / 4, t = lane % 4;
+        float *d = l->d;
+        for (int i = 0; i < 4; i++) {
+            double sum = (double)d[i];
+            for (int k = 0; k < 16; k++)
+                sum += (double)a[g + 8 * (i >> 1)][k] * (double)b[k][2 * t + (i & 1)];
+            d[i] = (float)sum;
+        }
+    }
+}
+
+void emu_do_mma_bf16(void **lanes, uint32_t mask)
+{
+    (void)mask;
+    mma_16(lanes, from_bf16);
+}
+
+void emu_do_mma_f16(void **lanes, uint32_t mask)
+{
+    (void)mask;
+    mma_16(lanes, sl_f16_to_f32);
+}
+
+void emu_do_mma_s8(void **lanes, uint32_t mask)
+{
+    (void)mask;
+    int8_t a[16][32], b[8][32];
+    for (int lane = 0; lane < EMU_WARP; lane++) {
+        const struct mma *l = lanes[lane];
+        int g = lane / 4, t = lane % 4;
+        for (int i = 0; i < 4; i++)
+            memcpy(&a[g + 8 * (i & 1)][4 * t + 16 * (i >> 1)], &l->a[i], 4);
+        for (int i = 0; i < 2; i++)
+            memcpy(&b[g][4 * t + 16 * i], &l->b[i], 4);
+    }
+    for (int lane = 0; lane < EMU_WARP; lane++) {
+        const struct mma *l = lanes[lane];
+        int32_t *d = l->d;
+        for (int i = 0; i < 4; i++) {
+            const int8_t *ra = a[lane / 4 + 8 * (i >> 1)], *rb = b[lane % 4 * 2 + (i & 1)];
+            int32_t sum = 0;
+            for (int k = 0; k < 32; k++)
+                sum += ra[k] * rb[k];
+            d[i] = (int32_t)((uint32_t)d[i] + (uint32_t)sum);
+        }
+    }
+}
+
+/* Five exchanges by xor, as dev_warp_sum does them. */
+#define XOR_FOLD(type, lanes, op)                                                                  \
+    type v[EMU_WARP], o[EMU_WARP];                                                                 \
+    for (int i = 0; i < EMU_WARP; i++)                                                             \
+        v[i] = *(type *)(lanes)[i];                                                                \
+    for (int x = EMU_WARP / 2; x; x /= 2) {                                                        \
+        for (int i = 0; i < EMU_WARP; i++)                                                         \
+            o[i] = op(v[i], v[i ^ x]);                                                             \
+        memcpy(v, o, sizeof v);                                                                    \
+    }                                                                                              \
+    for (int i = 0; i < EMU_WARP; i++)                                                             \
+        *(type *)(lanes)[i] = v[i]
+
+#define ADD(a, b)   ((a) + (b))
+#define LARGER(a, b) ((b) > (a) ? (b) : (a))
+
+void emu_do_sum_f32(void **lanes, uint32_t mask)
+{
+    (void)mask;
+    XOR_FOLD(float, lanes, ADD);
+}
+
+void emu_do_sum_i32(void **lanes, uint32_t mask)
+{
+    (void)mask;
+    XOR_FOLD(int32_t, lanes, ADD);
+}
+
+void emu_do_max_f32(void **lanes, uint32_t mask)
+{
+    (void)mask;
+    XOR_FOLD(float, lanes, LARGER);
+}
+
+uint16_t emu_to_f16(float f);
+float emu_from_f16(uint16_t h);
+uint16_t emu_to_bf16(float f);
+
+uint16_t emu_to_f16(float f)
+{
+    return sl_f32_to_f16(f);
+}
+
+float emu_from_f16(uint16_t h)
+{
+    return sl_f16_to_f32(h);
+}
+
+uint16_t emu_to_bf16(float f)
+{
+    return sl_f32_to_bf16(f);
+}

@@ -1,0 +1,117 @@
+/* The twins of cuda/dev.cuh's PTX, and how a kernel is launched here. */
+#ifndef SLUICE_KERNELS_EMU_WARP_OPS_H
+#define SLUICE_KERNELS_EMU_WARP_OPS_H
+
+#include <cuda_runtime_api.h>
+
+#include <tuple>
+#include <type_traits>
+
+#include "emu/emu.h"
+
+extern "C" {
+emu_collective_fn emu_do_ldmatrix, emu_do_mma_bf16, emu_do_mma_f16, emu_do_mma_s8, emu_do_sum_f32,
+    emu_do_sum_i32, emu_do_max_f32;
+/* Lane contexts of these. */
+struct emu_ldmatrix {
+    const void *row;
+    uint32_t *r;
+    int n;      /* matrices */
+    bool trans;
+};
+struct emu_mma {
+    void *d; /* float or int32_t [4] */
+    const uint32_t *a, *b;
+};
+uint16_t emu_to_f16(float f);
+float emu_from_f16(uint16_t h);
+uint16_t emu_to_bf16(float f);
+/* Enqueues; `args` [bytes] is copied. Defined by the emulated runtime. */
+cudaError_t emu_enqueue(cudaStream_t stream, const char *name, void (*run)(void *), const void *args,
+                        size_t bytes, dim3 grid, dim3 block, size_t smem);
+}
+
+#define dev_copy16(...) emu_copy<16>(EMU_HERE, __VA_ARGS__)
+#define dev_copy4(...)  emu_copy<4>(EMU_HERE, __VA_ARGS__)
+template <uint32_t N>
+static inline void emu_copy(emu_site at, void *to, const void *from, uint32_t n = N)
+{
+    emu_copy_async(to, from, n, N - n, at);
+}
+static inline void dev_copy_commit() { emu_copy_commit(); }
+template <int N> static inline void dev_copy_wait() { emu_copy_wait(N); }
+
+static inline void emu_ldm(uint32_t *r, const void *row, int n, bool trans, emu_site at)
+{
+    emu_ldmatrix s = {row, r, n, trans};
+    emu_collective("ldmatrix", 0xffffffffu, emu_do_ldmatrix, &s, at);
+}
+#define dev_ldmatrix_x4(r, row)       emu_ldm(r, row, 4, false, EMU_HERE)
+#define dev_ldmatrix_x2(r, row)       emu_ldm(r, row, 2, false, EMU_HERE)
+#define dev_ldmatrix_x4_trans(r, row) emu_ldm(r, row, 4, true, EMU_HERE)
+
+static inline void emu_mma_lane(const char *kind, emu_collective_fn *fn, void *d, const uint32_t *a,
+                                const uint32_t *b, emu_site at)
+{
+    emu_mma s = {d, a, b};
+    emu_collective(kind, 0xffffffffu, fn, &s, at);
+}
+#define dev_mma_bf16(d, a, b) emu_mma_lane("mma.bf16", emu_do_mma_bf16, d, a, b, EMU_HERE)
+#define dev_mma_f16(d, a, b)  emu_mma_lane("mma.f16", emu_do_mma_f16, d, a, b, EMU_HERE)
+#define dev_mma_s8(d, a, b)   emu_mma_lane("mma.s8", emu_do_mma_s8, d, a, b, EMU_HERE)
+
+static inline float emu_sum(float v, emu_site at)
+{
+    emu_collective("warp_sum", 0xffffffffu, emu_do_sum_f32, &v, at);
+    return v;
+}
+static inline int32_t emu_sum(int32_t v, emu_site at)
+{
+    emu_collective("warp_sum", 0xffffffffu, emu_do_sum_i32, &v, at);
+    return v;
+}
+static inline float emu_max(float v, emu_site at)
+{
+    emu_collective("warp_max", 0xffffffffu, emu_do_max_f32, &v, at);
+    return v;
+}
+#define dev_warp_sum(v) emu_sum(v, EMU_HERE)
+#define dev_warp_max(v) emu_max(v, EMU_HERE)
+
+static inline uint4 dev_load16(const void *p) { return *static_cast<const uint4 *>(p); }
+static inline uint32_t dev_load_acquire(const uint32_t *p)
+{
+    return __atomic_load_n(p, __ATOMIC_ACQUIRE);
+}
+static inline void dev_store_release(uint32_t *p, uint32_t v)
+{
+    __atomic_store_n(p, v, __ATOMIC_RELEASE);
+}
+static inline void dev_pause() { emu_pause(); }
+static inline float dev_from_f16(uint16_t h) { return emu_from_f16(h); }
+static inline uint16_t dev_to_f16(float f) { return emu_to_f16(f); }
+static inline uint16_t dev_to_bf16(float f) { return emu_to_bf16(f); }
+
+/* ---- launches ---- */
+
+template <class... A> struct emu_call {
+    void (*kernel)(A...);
+    std::tuple<A...> args;
+    static void run(void *p)
+    {
+        auto *c = static_cast<emu_call *>(p);
+        std::apply(c->kernel, c->args);
+    }
+};
+
+template <class... A>
+static inline cudaError_t emu_launch_on(cudaStream_t stream, const char *name, void (*kernel)(A...),
+                                        dim3 grid, dim3 block, size_t smem,
+                                        std::type_identity_t<A>... args)
+{
+    emu_call<A...> c = {kernel, std::tuple<A...>(args...)};
+    static_assert(std::is_trivially_copyable_v<std::tuple<A...>> || true, "arguments are bytes");
+    return emu_enqueue(stream, name, emu_call<A...>::run, &c, sizeof c, grid, block, smem);
+}
+
+#endif
