@@ -36,12 +36,6 @@ struct cuda_parts {
     const struct sl_tree_node *node;
     uint32_t n;
 };
-/* A row of activations in int8: q [n_tok, k], d and s [n_tok, k / 32] (num.h). */
-struct cuda_act {
-    int8_t *q;
-    float *d, *s;
-};
-
 size_t cuda_pack_bytes(enum sl_dtype dtype, uint32_t n, uint32_t k);
 /* Rows [row, row + n_rows) of the weight from `src`, the file's block format, rows of row_bytes
  * each, in device memory. All rows of a weight are packed, in any order, before its first use; n is
@@ -49,15 +43,21 @@ size_t cuda_pack_bytes(enum sl_dtype dtype, uint32_t n, uint32_t k);
 cudaError_t cuda_pack(cudaStream_t s, enum sl_dtype dtype, uint32_t n, uint32_t k, uint32_t row,
                       uint32_t n_rows, const void *src, size_t row_bytes, void *data);
 
-cudaError_t cuda_quantize(cudaStream_t s, const float *x, uint32_t x_stride, uint32_t n_tok,
-                          uint32_t k, const struct cuda_act *out);
+/* Activations in the form that the kernels of a weight's format multiply (tile.cuh): int8 with
+ * scales by block (num.h) for block formats, rounded to the weight's format for f16 and bf16.
+ * Bytes of `act` for n_tok rows; 0 for f32, which reads x itself. */
+size_t cuda_act_bytes(enum sl_dtype dtype, uint32_t n_tok, uint32_t k);
+/* dtype: the weight's, not f32. act: device memory, 16-byte aligned. One `act` serves all weights
+ * of one format and k. */
+cudaError_t cuda_quantize(cudaStream_t s, enum sl_dtype dtype, const float *x, uint32_t x_stride,
+                          uint32_t n_tok, uint32_t k, void *act);
 /* out [parts->n, n_tok, w->n] of row stride out_stride and part stride `plane`, floats; bias [w->n]
- * or NULL; with accumulate the former out is added last. Quantised weights read `act`, others x. */
+ * or NULL; with accumulate the former out is added last. f32 weights read x, others `act`. */
 cudaError_t cuda_linear(cudaStream_t s, const struct cuda_weight *w, const float *x,
-                        uint32_t x_stride, const struct cuda_act *act, uint32_t n_tok,
+                        uint32_t x_stride, const void *act, uint32_t n_tok,
                         const struct cuda_parts *parts, const float *bias, bool accumulate,
                         float *out, uint32_t out_stride, size_t plane);
-/* tree by value: at most SL_SLICES_MAX adds. */
+/* y [n_tok, n] = parts [tree->n_parts, n_tok, n] as op.h tells; tree: host memory, copied. */
 cudaError_t cuda_tree_sum(cudaStream_t s, const struct sl_tree *tree, const float *parts,
                           uint32_t n_tok, uint32_t n, const float *bias, bool accumulate, float *y,
                           uint32_t y_stride);
