@@ -10,12 +10,14 @@
 #include <string.h>
 #include <sys/mman.h>
 
+#include "emu/asan.h"
 #include "emu/fiber.h"
 
 /* A stack is touched at its top only. Odd distances keep the stacks of a warp out of the same cache
  * sets. */
 #define STACK_BYTES  ((size_t)64 << 10)
 #define STACK_STRIDE (STACK_BYTES + 832)
+#define LANE_FRAMES  ((size_t)4 << 10) /* what a lane that ended may leave poisoned */
 #define CANARY       0x5ca1ab1e0ddba11ull
 
 static __thread struct worker *self;
@@ -43,17 +45,33 @@ static uint32_t below(struct worker *w, uint32_t n)
 
 /* ---- handing over ---- */
 
-/* Leaves the current lane, which is not ready. */
-static void hand_over(struct worker *w)
+static uint8_t *stack_of(const struct worker *w, const struct lane *l)
 {
-    struct lane *from = emu_lane(w);
-    struct warp *warp = &w->warps[w->current / EMU_WARP];
-    void *to = w->sched_sp;
+    return w->stacks + (size_t)(l - w->lanes) * STACK_STRIDE;
+}
+
+/* From lane `from`, or the scheduler if NULL, to lane `to`, or the scheduler. `ends`: for good. */
+static void switch_to(struct worker *w, struct lane *from, struct lane *to, bool ends)
+{
+    void **fake = from ? &from->fake : &w->sched_fake;
+    if (to)
+        ASAN_LEAVE(ends ? NULL : fake, stack_of(w, to), STACK_BYTES);
+    else
+        ASAN_LEAVE(ends ? NULL : fake, w->sched_stack, w->sched_stack_bytes);
+    emu_fiber_switch(from ? &from->sp : &w->sched_sp, to ? to->sp : w->sched_sp);
+    ASAN_ARRIVE(*fake, NULL, NULL);
+}
+
+/* Leaves the current lane, which is not ready. */
+static void hand_over(struct worker *w, bool ends)
+{
+    struct lane *from = emu_lane(w), *to = NULL;
+    const struct warp *warp = &w->warps[w->current / EMU_WARP];
     if (warp->ready) {
         w->current = w->current / EMU_WARP * EMU_WARP + (uint32_t)__builtin_ctz(warp->ready);
-        to = emu_lane(w)->sp;
+        to = emu_lane(w);
     }
-    emu_fiber_switch(&from->sp, to);
+    switch_to(w, from, to, ends);
 }
 
 static void sleep_at(struct worker *w, enum lane_state state, struct emu_site at)
@@ -70,14 +88,31 @@ static void wake(struct worker *w, uint32_t lane)
     w->warps[lane / EMU_WARP].ready |= 1u << lane % EMU_WARP;
 }
 
+/* The first lane of a block comes from the scheduler, which learns its own stack by it. */
+static void first_arrival(struct worker *w)
+{
+#ifdef EMU_ASAN
+    const void *stack;
+    size_t bytes;
+    ASAN_ARRIVE(NULL, &stack, &bytes);
+    if (!w->sched_stack) {
+        w->sched_stack = stack;
+        w->sched_stack_bytes = bytes;
+    }
+#else
+    (void)w;
+#endif
+}
+
 static void lane_main(void)
 {
     struct worker *w = self;
+    first_arrival(w);
     w->launch->run(w->launch->args);
     w = self;
     sleep_at(w, LANE_LEFT, (struct emu_site){0});
     w->n_left++;
-    hand_over(w);
+    hand_over(w, true);
     abort();
 }
 
@@ -85,7 +120,7 @@ void emu_pause(void)
 {
     struct worker *w = self;
     sched_yield();
-    emu_fiber_switch(&emu_lane(w)->sp, w->sched_sp);
+    switch_to(w, emu_lane(w), NULL, false);
 }
 
 void emu_break(struct emu_site at, const char *fmt, ...)
@@ -101,8 +136,7 @@ void emu_break(struct emu_site at, const char *fmt, ...)
         vsnprintf(w->report + n, sizeof w->report - (size_t)n, fmt, args);
     va_end(args);
     w->broken = true;
-    void *gone;
-    emu_fiber_switch(&gone, w->sched_sp);
+    switch_to(w, emu_lane(w), NULL, true);
     abort();
 }
 
@@ -128,7 +162,7 @@ void emu_barrier(struct emu_site at)
     emu_lane(w)->barrier = 0;
     if (++w->n_at_barrier < w->n_lanes) {
         sleep_at(w, LANE_AT_BARRIER, at);
-        hand_over(w);
+        hand_over(w, false);
         return;
     }
     check_same_site(w, LANE_AT_BARRIER, 0, at);
@@ -138,7 +172,7 @@ void emu_barrier(struct emu_site at)
         if (w->lanes[i].state == LANE_AT_BARRIER)
             wake(w, i);
     if (!w->options->one_order && (draw(w) & 1))
-        emu_fiber_switch(&emu_lane(w)->sp, w->sched_sp);
+        switch_to(w, emu_lane(w), NULL, false);
 }
 
 void emu_named_barrier(uint32_t id, uint32_t n, struct emu_site at)
@@ -149,7 +183,7 @@ void emu_named_barrier(uint32_t id, uint32_t n, struct emu_site at)
     emu_lane(w)->barrier = id;
     if (++w->n_at_named[id] < n) {
         sleep_at(w, LANE_AT_NAMED, at);
-        hand_over(w);
+        hand_over(w, false);
         return;
     }
     w->n_at_named[id] = 0;
@@ -177,7 +211,7 @@ void emu_collective(const char *kind, uint32_t mask, emu_collective_fn *fn, void
     if (((warp->waiting | bit) & mask) != mask) {
         warp->waiting |= bit;
         sleep_at(w, LANE_AT_COLLECTIVE, at);
-        hand_over(w);
+        hand_over(w, false);
         return;
     }
     void *lanes[EMU_WARP] = {0};
@@ -221,6 +255,7 @@ void *emu_shared_static(const void *key, size_t bytes)
     w->statics[w->n_statics].at = at;
     w->statics[w->n_statics++].bytes = bytes;
     w->smem_used = at + bytes;
+    ASAN_UNPOISON(w->smem + at, bytes);
     memset(w->smem + at, 0xff, bytes);
     return w->smem + at;
 }
@@ -285,7 +320,10 @@ static void start_block(struct worker *w, uint64_t block)
     w->n_left = w->n_at_barrier = w->epoch = w->n_statics = 0;
     memset(w->n_at_named, 0, sizeof w->n_at_named);
     w->smem_used = l->smem;
+    w->sched_stack = NULL;
+    ASAN_UNPOISON(w->smem, l->smem);
     memset(w->smem, 0xff, l->smem);
+    ASAN_POISON(w->smem + l->smem, EMU_SMEM_MAX - l->smem);
     for (uint32_t i = 0; i < w->n_lanes; i++) {
         struct lane *n = &w->lanes[i];
         *n = (struct lane){.copies = n->copies, .copies_max = n->copies_max};
@@ -294,9 +332,12 @@ static void start_block(struct worker *w, uint64_t block)
                                           (unsigned)(block / g.x / g.y)};
         n->index.block_dim = b;
         n->index.grid_dim = g;
+        ASAN_UNPOISON(stack_of(w, n) + (w->left_frames ? 0 : STACK_BYTES - LANE_FRAMES),
+                      w->left_frames ? STACK_BYTES : LANE_FRAMES);
         *canary_of(w, i) = CANARY;
         n->sp = emu_fiber_make(w->stacks + i * STACK_STRIDE, STACK_BYTES, lane_main);
     }
+    w->left_frames = false;
     for (uint32_t i = 0; i < w->n_warps; i++) {
         uint32_t n = w->n_lanes - i * EMU_WARP;
         w->warps[i] = (struct warp){.n = n < EMU_WARP ? n : EMU_WARP};
@@ -352,10 +393,11 @@ static void run_block(struct worker *w, uint64_t block)
     start_block(w, block);
     while (w->n_left < w->n_lanes && !w->broken) {
         if (pick_warp(w))
-            emu_fiber_switch(&w->sched_sp, emu_lane(w)->sp);
+            switch_to(w, NULL, emu_lane(w), false);
         else
             tell_stuck(w);
     }
+    w->left_frames = w->broken;
     check_stacks(w);
 }
 

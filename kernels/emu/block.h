@@ -13,7 +13,7 @@ struct lane_copy {
 };
 
 struct lane {
-    void *sp;
+    void *sp, *fake; /* fake: AddressSanitizer's */
     struct emu_index index;
     enum lane_state state;
     struct emu_site at; /* unless LANE_READY */
@@ -36,7 +36,9 @@ struct worker {
     const struct emu_launch *launch;
     const struct emu_options *options;
     uint64_t rng;
-    void *sched_sp;
+    void *sched_sp, *sched_fake;
+    const void *sched_stack; /* as AddressSanitizer knows it */
+    size_t sched_stack_bytes;
     struct lane *lanes; /* [EMU_BLOCK_MAX] */
     struct warp warps[EMU_BLOCK_MAX / EMU_WARP];
     uint8_t *stacks;
@@ -51,7 +53,7 @@ struct worker {
         size_t at, bytes;
     } statics[STATIC_SHARED_MAX];
     uint32_t n_statics;
-    bool broken;
+    bool broken, left_frames; /* left_frames: a lane was abandoned, its stack is as it was */
     char report[512];
     struct worker *next; /* idle ones */
 };
