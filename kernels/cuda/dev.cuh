@@ -20,6 +20,11 @@
 
 #include <cuda_runtime.h>
 
+/* In front of a loop: all of it, or n rounds at a time. */
+#define UNROLL         _Pragma("unroll")
+#define UNROLL_TEXT(x) _Pragma(#x)
+#define UNROLL_BY(n)   UNROLL_TEXT(unroll n)
+
 /* T *name: dynamic shared memory of the launch, aligned to 128 bytes. */
 #define DYN_SHARED(T, name)                                                                        \
     extern __shared__ __align__(128) unsigned char dev_dynamic_shared[];                           \
@@ -176,6 +181,9 @@ __device__ __forceinline__ float dev_warp_max(float v)
 
 #include "emu/device.h"
 #include "emu/warp_ops.h"
+
+#define UNROLL
+#define UNROLL_BY(n)
 
 #define DYN_SHARED(T, name) T *name = reinterpret_cast<T *>(emu_shared_dynamic())
 #define SHARED_ARRAY(T, name, n)                                                                   \

@@ -13,7 +13,11 @@
 #include <stddef.h>
 #include <stdint.h>
 
+/* g++ calls a function named as a struct a shadow. */
+#pragma GCC diagnostic push
+#pragma GCC diagnostic ignored "-Wshadow"
 #include <sluice/kernels/dtype.h>
+#pragma GCC diagnostic pop
 #include <sluice/kernels/tree.h>
 
 #ifdef __cplusplus
@@ -69,8 +73,8 @@ cudaError_t cuda_embed(cudaStream_t s, enum sl_dtype dtype, const void *table, u
                        const uint32_t *ids, uint32_t n_tok, float *out);
 cudaError_t cuda_rms_norm(cudaStream_t s, const float *x, const float *w, float eps, uint32_t n_tok,
                           uint32_t dim, float *out);
-/* kind: enum sl_rope_kind; cos, sin [n_pos, n_rot / 2] */
-cudaError_t cuda_rope(cudaStream_t s, int kind, uint32_t n_rot, const float *cos, const float *sin,
+/* neox: SL_ROPE_NEOX, else interleaved; cos, sin [n_pos, n_rot / 2] */
+cudaError_t cuda_rope(cudaStream_t s, bool neox, uint32_t n_rot, const float *cos, const float *sin,
                       float *x, uint32_t stride, uint32_t n_heads, uint32_t head_dim,
                       const uint32_t *pos, uint32_t n_tok);
 cudaError_t cuda_silu_mul(cudaStream_t s, const float *gu, uint32_t n_tok, uint32_t dim,
@@ -82,6 +86,8 @@ cudaError_t cuda_logit_stats(cudaStream_t s, const float *logits, uint32_t n_row
                              float *max, uint32_t *argmax, float *log_sum);
 
 /* ---- attention.cu ---- */
+
+#define CUDA_ATTN_SEGMENT 256 /* SL_ATTN_SEGMENT, whose header is C only */
 
 /* sl_batch in device memory, and what the host knows of it. */
 struct cuda_batch {
@@ -104,8 +110,9 @@ struct cuda_attn {
 };
 cudaError_t cuda_kv_write(cudaStream_t s, const struct cuda_kv *kv, const struct cuda_batch *batch,
                           const float *k, const float *v, uint32_t stride);
-/* Scratch for the segments' (max, sum, out): bytes for a batch of n_tok rows up to max_pos. */
-size_t cuda_attention_scratch(uint32_t n_tok, uint32_t n_heads, uint32_t head_dim,
+/* Scratch for the segments' (max, sum, out), in bytes: for a batch of that many sequences and rows
+ * up to max_pos, and for every smaller one. */
+size_t cuda_attention_scratch(uint32_t n_seq, uint32_t n_tok, uint32_t n_heads, uint32_t head_dim,
                               uint32_t max_pos);
 cudaError_t cuda_attention(cudaStream_t s, const struct cuda_kv *kv, const struct cuda_batch *batch,
                            const struct cuda_attn *a, const float *q, float *out, void *scratch);

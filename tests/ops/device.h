@@ -1,0 +1,47 @@
+/* The device's kernels (cuda/launch.h) without a runtime: launches run at once on the caller's
+ * thread, host memory is device memory. What the kernels must give is in every case the scalar
+ * backend's bits, under any order of warps. */
+#ifndef TESTS_OPS_DEVICE_H
+#define TESTS_OPS_DEVICE_H
+
+#include "ops.h"
+
+#include "cuda/launch.h"
+#include "emu/emu.h"
+
+static struct emu_options device_options = {.seed = 1, .n_threads = 1};
+static uint32_t device_launches;
+
+void dev_count_launch(const char *name);
+cudaError_t emu_enqueue(cudaStream_t stream, const char *name, void (*run)(void *),
+                        const void *args, size_t bytes, dim3 grid, dim3 block, size_t smem);
+
+void dev_count_launch(const char *name)
+{
+    (void)name;
+    device_launches++;
+}
+
+cudaError_t emu_enqueue(cudaStream_t stream, const char *name, void (*run)(void *),
+                        const void *args, size_t bytes, dim3 grid, dim3 block, size_t smem)
+{
+    char report[2048] = "";
+    const struct emu_launch l = {
+        name, run, (void *)(uintptr_t)args, {grid.x, grid.y, grid.z}, {block.x, block.y, block.z},
+        smem};
+    (void)stream;
+    (void)bytes;
+    if (!emu_run(&l, &device_options, report, sizeof report)) {
+        print_error("seed %llu: %s\n", (unsigned long long)device_options.seed, report);
+        return cudaErrorLaunchFailure;
+    }
+    return cudaSuccess;
+}
+
+/* Odd seeds complete copies at once, even ones late. */
+#define EACH_SEED(n)                                                                               \
+    for (device_options.seed = 1; device_options.seed <= (n); device_options.seed++)
+
+#define assert_launched(call) assert_int_equal((call), cudaSuccess)
+
+#endif
