@@ -10,8 +10,9 @@ enum sl_status sl_weight_check(const struct sl_weight_src *src, uint32_t n_src,
                                const struct sl_slices *slices, struct sl_weight *out,
                                struct sl_err *err);
 
-/* Checks cfg and fills *out but for `data`. */
-enum sl_status sl_kv_plan(const struct sl_kv_config *cfg, struct sl_kv *out, struct sl_err *err);
+/* Checks cfg and fills *out but for `data`; each layer has n_extra pages beyond those of cfg. */
+enum sl_status sl_kv_plan(const struct sl_kv_config *cfg, uint32_t n_extra, struct sl_kv *out,
+                          struct sl_err *err);
 
 /* Page `page` of `layer`. half: 0 is K, 1 is V. */
 uint8_t *sl_kv_page(const struct sl_kv *kv, uint32_t layer, uint32_t page);

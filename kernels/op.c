@@ -121,7 +121,8 @@ static size_t kv_half_bytes(const struct sl_kv_config *c)
     return rows * (sl_dtype_bytes(c->dtype, c->head_dim) + (c->dtype == SL_I8 ? sizeof(float) : 0));
 }
 
-enum sl_status sl_kv_plan(const struct sl_kv_config *cfg, struct sl_kv *out, struct sl_err *err)
+enum sl_status sl_kv_plan(const struct sl_kv_config *cfg, uint32_t n_extra, struct sl_kv *out,
+                          struct sl_err *err)
 {
     bool type_ok = cfg->dtype == SL_F16 || cfg->dtype == SL_F32 || cfg->dtype == SL_BF16 ||
                    cfg->dtype == SL_I8;
@@ -137,8 +138,8 @@ enum sl_status sl_kv_plan(const struct sl_kv_config *cfg, struct sl_kv *out, str
                        cfg->n_kv_heads, cfg->head_dim, cfg->n_pages);
     struct sl_kv kv = {.cfg = *cfg};
     kv.page_bytes = (2 * kv_half_bytes(cfg) + 63) / 64 * 64;
-    if (!sl_size_mul(kv.page_bytes, cfg->n_layers, &kv.bytes) ||
-        !sl_size_mul(kv.bytes, cfg->n_pages, &kv.bytes))
+    if (!sl_size_mul(kv.page_bytes, (size_t)cfg->n_pages + n_extra, &kv.layer_bytes) ||
+        !sl_size_mul(kv.layer_bytes, cfg->n_layers, &kv.bytes))
         return sl_fail(err, SL_NO_MEMORY, "kv: %u pages of %u layers overflow", cfg->n_pages,
                        cfg->n_layers);
     *out = kv;
@@ -148,7 +149,7 @@ enum sl_status sl_kv_plan(const struct sl_kv_config *cfg, struct sl_kv *out, str
 uint8_t *sl_kv_page(const struct sl_kv *kv, uint32_t layer, uint32_t page)
 {
     sl_assert(layer < kv->cfg.n_layers && page < kv->cfg.n_pages);
-    return (uint8_t *)kv->data + ((size_t)layer * kv->cfg.n_pages + page) * kv->page_bytes;
+    return sl_kv_page_at(kv, layer, page);
 }
 
 size_t sl_kv_row_at(const struct sl_kv_config *c, uint32_t half, uint32_t head, uint32_t slot)

@@ -52,7 +52,7 @@ enum sl_status sl_cpu_kv_open(struct sl_backend *base, const struct sl_kv_config
 {
     struct cpu_backend *b = cpu_of(base);
     struct sl_kv kv;
-    enum sl_status status = sl_kv_plan(cfg, &kv, err);
+    enum sl_status status = sl_kv_plan(cfg, 0, &kv, err);
     if (status != SL_OK)
         return status;
     size_t stride = (scratch_floats(cfg->head_dim) * sizeof(float) + 4095) / 4096 * 4096;

@@ -3,6 +3,7 @@
 #include <sluice/base/mem.h>
 
 #include <math.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -11,6 +12,7 @@
 #endif
 
 #include "cpu/cpu.h"
+#include "host.h"
 #include "num.h"
 
 #define INLINE_ELEMS 16384 /* elementwise work below this is not handed to the team */
@@ -244,6 +246,26 @@ static void cpu_gather_rows(struct sl_backend *b, const float *x, const uint32_t
         memcpy(out + (size_t)i * dim, x + (size_t)rows[i] * dim, dim * sizeof *out);
 }
 
+struct copy_args {
+    const float *from;
+    float *to;
+    size_t from_stride, to_stride, bytes;
+};
+
+static void copy_some(const void *ctx, uint32_t first, uint32_t end)
+{
+    const struct copy_args *a = ctx;
+    for (uint32_t i = first; i < end; i++)
+        memcpy(a->to + i * a->to_stride, a->from + i * a->from_stride, a->bytes);
+}
+
+static void cpu_copy_rows(struct sl_backend *b, const float *from, uint32_t from_stride,
+                          uint32_t n_rows, uint32_t n, float *to, uint32_t to_stride)
+{
+    struct copy_args args = {from, to, from_stride, to_stride, n * sizeof *to};
+    run_rows(cpu_of(b), n_rows, n, copy_some, &args);
+}
+
 struct stats_args {
     const struct sl_isa_ops *isa;
     const float *logits;
@@ -310,6 +332,7 @@ static void cpu_parallel(struct sl_backend *b, uint32_t n, void (*fn)(void *ctx,
 static const struct sl_backend_ops cpu_ops = {
     .name = "cpu",
     .close = cpu_close,
+    SL_HOST_MEMORY_OPS,
     .alloc = cpu_alloc,
     .free = cpu_free,
     .weight_pack = sl_cpu_weight_pack,
@@ -328,6 +351,7 @@ static const struct sl_backend_ops cpu_ops = {
     .silu_mul = cpu_silu_mul,
     .add = cpu_add,
     .gather_rows = cpu_gather_rows,
+    .copy_rows = cpu_copy_rows,
     .logit_stats = cpu_logit_stats,
     .parallel = cpu_parallel,
 };
@@ -374,6 +398,7 @@ enum sl_status sl_cpu_open(const struct sl_cpu_config *cfg, struct sl_backend **
     }
     b->base.ops = &cpu_ops;
     b->base.isa = b->isa->isa;
+    snprintf(b->base.arch, sizeof b->base.arch, "%s", sl_isa_name(b->base.isa));
     b->base.n_threads = cfg->n_threads;
     *out = &b->base;
     return SL_OK;

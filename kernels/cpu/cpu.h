@@ -5,7 +5,7 @@
 #include <sluice/kernels/op.h>
 
 #include "cpu/isa.h"
-#include "cpu/team.h"
+#include "team.h"
 
 /* Grows only while weights or KV are opened, so that a warm step allocates nothing. */
 struct scratch {

@@ -15,7 +15,7 @@ enum sl_status sl_ref_kv_open(struct sl_backend *b, const struct sl_kv_config *c
 {
     (void)b;
     struct sl_kv kv;
-    enum sl_status status = sl_kv_plan(cfg, &kv, err);
+    enum sl_status status = sl_kv_plan(cfg, 0, &kv, err);
     if (status != SL_OK)
         return status;
     kv.data = sl_pages_alloc(kv.bytes);

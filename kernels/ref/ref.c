@@ -9,6 +9,7 @@
 #include <string.h>
 
 #include "check.h"
+#include "host.h"
 #include "num.h"
 #include "ref/ref.h"
 
@@ -210,6 +211,14 @@ static void ref_gather_rows(struct sl_backend *b, const float *x, const uint32_t
         memcpy(out + (size_t)i * dim, x + (size_t)rows[i] * dim, dim * sizeof *out);
 }
 
+static void ref_copy_rows(struct sl_backend *b, const float *from, uint32_t from_stride,
+                          uint32_t n_rows, uint32_t n, float *to, uint32_t to_stride)
+{
+    b->n_op_calls++;
+    for (uint32_t i = 0; i < n_rows; i++)
+        memcpy(to + (size_t)i * to_stride, from + (size_t)i * from_stride, n * sizeof *to);
+}
+
 static void ref_logit_stats(struct sl_backend *b, const float *logits, uint32_t n_rows, uint32_t n,
                             float *max, uint32_t *argmax, float *log_sum)
 {
@@ -241,6 +250,7 @@ static void ref_parallel(struct sl_backend *b, uint32_t n, void (*fn)(void *ctx,
 static const struct sl_backend_ops ref_ops = {
     .name = "ref",
     .close = ref_close,
+    SL_HOST_MEMORY_OPS,
     .alloc = ref_alloc,
     .free = ref_free,
     .weight_pack = ref_weight_pack,
@@ -259,6 +269,7 @@ static const struct sl_backend_ops ref_ops = {
     .silu_mul = ref_silu_mul,
     .add = ref_add,
     .gather_rows = ref_gather_rows,
+    .copy_rows = ref_copy_rows,
     .logit_stats = ref_logit_stats,
     .parallel = ref_parallel,
 };
@@ -269,6 +280,7 @@ enum sl_status sl_ref_open(struct sl_backend **out, struct sl_err *err)
     *out = b;
     if (!b)
         return sl_fail(err, SL_NO_MEMORY, "ref: out of memory");
-    *b = (struct sl_backend){.ops = &ref_ops, .isa = SL_ISA_SCALAR, .n_threads = 1};
+    *b = (struct sl_backend){
+        .ops = &ref_ops, .isa = SL_ISA_SCALAR, .arch = "scalar", .n_threads = 1};
     return SL_OK;
 }

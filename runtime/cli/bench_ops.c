@@ -208,7 +208,12 @@ static enum sl_status run_size(struct ops_rank *r, const struct step_size *size,
         tokens[i] = (i * 7 + 1) % sl_model_config(r->models[way])->n_vocab;
         pos[i] = size->rows > 1 ? i : (uint32_t)r->o->depth;
     }
-    struct sl_batch batch = {size->n_seq, n_tok, q_start, pos, page_start, pages};
+    struct sl_batch batch = {.n_seq = size->n_seq,
+                             .n_tok = n_tok,
+                             .q_start = q_start,
+                             .pos = pos,
+                             .page_start = page_start,
+                             .pages = pages};
     struct sl_model_step step = {.batch = &batch,
                                  .tokens = tokens,
                                  .logit_rows = rows,

@@ -17,8 +17,8 @@ struct sl_audit {
     char class_name[SL_CLASS_NAME_MAX];
     uint32_t *stop_ids;
     uint32_t n_stop_ids;
-    uint32_t *pages; /* 0, 1, 2...: one sequence has them all */
-    float *logits;   /* [CHUNK_ROWS, n_vocab] */
+    uint32_t *pages;         /* 0, 1, 2...: one sequence has them all */
+    struct logits out, host; /* of CHUNK_ROWS rows */
     struct sl_sampler_scratch *scratch;
 };
 
@@ -38,10 +38,10 @@ static enum sl_status open_kv(struct sl_audit *a, const struct sl_engine_config 
 static enum sl_status open_buffers(struct sl_audit *a, const struct sl_engine_config *cfg,
                                    struct sl_err *err)
 {
-    a->logits = sl_pages_alloc((size_t)CHUNK_ROWS * a->n_vocab * sizeof *a->logits);
     a->scratch = sl_sampler_scratch_new(a->n_vocab);
     a->stop_ids = calloc(cfg->n_stop_ids + 1u, sizeof *a->stop_ids);
-    if (!a->logits || !a->scratch || !a->stop_ids)
+    if (!sl_logits_open(a->backend, CHUNK_ROWS, a->n_vocab, &a->out, &a->host) || !a->scratch ||
+        !a->stop_ids)
         return sl_fail(err, SL_NO_MEMORY, "audit: no memory for %d rows of %u logits", CHUNK_ROWS,
                        a->n_vocab);
     if (cfg->n_stop_ids)
@@ -97,9 +97,10 @@ void sl_audit_close(struct sl_audit *a)
         sl_model_close(a->model);
     if (a->kv.data)
         a->backend->ops->kv_close(a->backend, &a->kv);
-    if (a->backend)
+    if (a->backend) {
+        sl_logits_close(a->backend, CHUNK_ROWS, a->n_vocab, &a->out, &a->host);
         a->backend->ops->close(a->backend);
-    sl_pages_free(a->logits, (size_t)CHUNK_ROWS * a->n_vocab * sizeof *a->logits);
+    }
     sl_sampler_scratch_free(a->scratch);
     free(a->pages);
     free(a->stop_ids);
@@ -168,8 +169,11 @@ static enum sl_status forward(const struct pass *p, uint32_t from, uint32_t n, u
                                  .tokens = tokens,
                                  .logit_rows = rows,
                                  .n_logit_rows = *n_logits,
-                                 .logits = p->a->logits};
-    return sl_model_forward(p->a->model, &p->a->kv, &step, NULL, err);
+                                 .logits = p->a->out.rows};
+    enum sl_status s = sl_model_forward(p->a->model, &p->a->kv, &step, NULL, err);
+    if (s)
+        return s;
+    return sl_logits_read(p->a->backend, *n_logits, p->a->n_vocab, &p->a->out, &p->a->host, err);
 }
 
 /* Minus infinity travels as the least number there is. */
@@ -233,13 +237,14 @@ static bool agrees(struct pass *p, uint32_t i, const struct sl_sampled *computed
     return false;
 }
 
-static enum sl_status sample_row(struct pass *p, uint32_t row, uint32_t i, float max, float log_sum,
-                                 struct sl_sampled *out, struct sl_err *err)
+static enum sl_status sample_row(struct pass *p, uint32_t row, uint32_t i, struct sl_sampled *out,
+                                 struct sl_err *err)
 {
     const struct sl_audit *a = p->a;
-    if (sl_sample(&p->claim->sampling, a->logits + (size_t)row * a->n_vocab, a->n_vocab, max,
-                  log_sum, &p->job->counts, p->claim->choice, p->claim->n_prompt + i,
-                  p->job->n_done, a->stop_ids, a->n_stop_ids, a->scratch, out))
+    if (sl_sample(&p->claim->sampling, a->host.rows + (size_t)row * a->n_vocab, a->n_vocab,
+                  a->host.max[row], a->host.log_sum[row], &p->job->counts, p->claim->choice,
+                  p->claim->n_prompt + i, p->job->n_done, a->stop_ids, a->n_stop_ids, a->scratch,
+                  out))
         return sl_fail(err, SL_FAILED, "audit: the model gave no numbers for token %u", i);
     return SL_OK;
 }
@@ -247,14 +252,11 @@ static enum sl_status sample_row(struct pass *p, uint32_t row, uint32_t i, float
 /* The generated tokens that follow this chunk's rows; the first of them is number `first`. */
 static enum sl_status compare(struct pass *p, uint32_t first, uint32_t n, struct sl_err *err)
 {
-    float max[CHUNK_ROWS], log_sum[CHUNK_ROWS];
-    uint32_t argmax[CHUNK_ROWS];
     struct sl_audit *a = p->a;
-    a->backend->ops->logit_stats(a->backend, a->logits, n, a->n_vocab, max, argmax, log_sum);
     for (uint32_t row = 0; row < n; row++) {
         struct sl_sampled computed;
         uint32_t i = first + row, token = p->claim->tokens[i];
-        enum sl_status s = sample_row(p, row, i, max[row], log_sum[row], &computed, err);
+        enum sl_status s = sample_row(p, row, i, &computed, err);
         if (s)
             return s;
         if (!agrees(p, i, &computed))

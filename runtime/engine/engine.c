@@ -41,10 +41,6 @@ static enum sl_status open_sched(struct sl_engine *e, const struct sl_engine_con
 static bool open_buffers(struct sl_engine *e, const struct sl_engine_config *cfg)
 {
     size_t rows = e->info.max_seqs;
-    e->logits = sl_pages_alloc(rows * e->info.n_vocab * sizeof *e->logits);
-    e->row_max = calloc(rows, sizeof *e->row_max);
-    e->row_log_sum = calloc(rows, sizeof *e->row_log_sum);
-    e->row_argmax = calloc(rows, sizeof *e->row_argmax);
     e->committed = calloc(rows, sizeof *e->committed);
     e->sampled = calloc(rows, sizeof *e->sampled);
     e->sample_status = calloc(rows, sizeof *e->sample_status);
@@ -53,9 +49,9 @@ static bool open_buffers(struct sl_engine *e, const struct sl_engine_config *cfg
     e->keeps_prefixes = cfg->prefix_cache;
     e->scratch = calloc(e->info.n_threads, sizeof(struct sl_sampler_scratch *));
     e->stop_ids = calloc(cfg->n_stop_ids + 1, sizeof *e->stop_ids);
-    if (!e->logits || !e->row_max || !e->row_log_sum || !e->row_argmax || !e->committed ||
-        !e->sampled || !e->sample_status || !e->step_exports || !e->ended || !e->scratch ||
-        !e->stop_ids)
+    if (!e->committed || !e->sampled || !e->sample_status || !e->step_exports || !e->ended ||
+        !e->scratch || !e->stop_ids ||
+        !sl_logits_open(e->backend, e->info.max_seqs, e->info.n_vocab, &e->out, &e->host))
         return false;
     if (cfg->n_stop_ids)
         memcpy(e->stop_ids, cfg->stop_ids, cfg->n_stop_ids * sizeof *e->stop_ids);
@@ -102,7 +98,7 @@ void sl_engine_name_class(char name[SL_CLASS_NAME_MAX], const struct sl_engine_c
 static void name_parts(struct sl_engine *e, const struct sl_engine_config *cfg, const char *arch)
 {
     sl_engine_name_class(e->class_name, cfg, e->backend, e->model, arch);
-    snprintf(e->isa_name, sizeof e->isa_name, "%s", sl_isa_name(e->backend->isa));
+    memcpy(e->isa_name, e->backend->arch, sizeof e->isa_name);
     e->info.class_name = e->class_name;
     e->info.isa = e->isa_name;
     e->info.backend = e->backend->ops->name;
@@ -264,10 +260,9 @@ static void close_buffers(struct sl_engine *e)
         sl_sampler_scratch_free(e->scratch[i]);
     for (uint32_t i = 0; e->steps && i < STEPS_IN_FLIGHT; i++)
         free(e->steps[i].outs);
-    sl_pages_free(e->logits, (size_t)e->info.max_seqs * e->info.n_vocab * sizeof *e->logits);
-    void *all[] = {e->row_max,  e->row_log_sum, e->row_argmax,    e->committed,
-                   e->sampled,  e->ended,       e->sample_status, e->scratch,
-                   e->stop_ids, e->steps,       e->step_exports};
+    sl_logits_close(e->backend, e->info.max_seqs, e->info.n_vocab, &e->out, &e->host);
+    void *all[] = {e->committed, e->sampled,  e->ended, e->sample_status,
+                   e->scratch,   e->stop_ids, e->steps, e->step_exports};
     for (size_t i = 0; i < sizeof all / sizeof *all; i++)
         free(all[i]);
 }

@@ -56,6 +56,23 @@ void sl_pacer_observe(struct pacer *p, uint32_t rows, uint64_t ns);
 /* How long a step of so many rows should take; 0 before any was measured. */
 uint64_t sl_pacer_expect(const struct pacer *p, uint32_t rows);
 
+/* What a step gives, in one run of memory so that it is read at once: per row the largest logit,
+ * its index and the log of the sum, then the rows. */
+struct logits {
+    float *max, *log_sum; /* [n_rows] */
+    uint32_t *argmax;
+    float *rows; /* [n_rows, n_vocab] */
+};
+/* Both views of memory for n_rows rows; false when there is none. */
+bool sl_logits_open(struct sl_backend *b, uint32_t n_rows, uint32_t n_vocab, struct logits *out,
+                    struct logits *host);
+void sl_logits_close(struct sl_backend *b, uint32_t n_rows, uint32_t n_vocab, struct logits *out,
+                     struct logits *host);
+/* The figures of the first n rows, and all of them to the host; waits for the step, whatever n. */
+enum sl_status sl_logits_read(struct sl_backend *b, uint32_t n, uint32_t n_vocab,
+                              const struct logits *out, const struct logits *host,
+                              struct sl_err *err);
+
 struct sl_engine {
     struct sl_engine_info info;
     char class_name[SL_CLASS_NAME_MAX];
@@ -78,9 +95,7 @@ struct sl_engine {
 
     uint32_t *stop_ids;
     uint32_t n_stop_ids;
-    float *logits;                /* [max_seqs, n_vocab] */
-    float *row_max, *row_log_sum; /* [max_seqs] */
-    uint32_t *row_argmax;
+    struct logits out, host;             /* of a step: the backend's, and the host's view of it */
     struct sl_sampled_token *committed;  /* [max_seqs] */
     struct sl_sampled *sampled;          /* [max_seqs] */
     enum sl_status *sample_status;       /* [max_seqs] */

@@ -151,8 +151,8 @@ static void sample_rows(void *ctx, uint32_t helper)
         struct job *j = w->plan->user[w->plan->logit_seq[i]];
         uint32_t position = w->plan->pos[w->plan->logit_row[i]] + 1;
         e->sample_status[i] =
-            sl_sample(&j->req.sampling, e->logits + (size_t)i * n_vocab, n_vocab, e->row_max[i],
-                      e->row_log_sum[i], &j->counts, j->req.choice, position, j->n_done,
+            sl_sample(&j->req.sampling, e->host.rows + (size_t)i * n_vocab, n_vocab, e->host.max[i],
+                      e->host.log_sum[i], &j->counts, j->req.choice, position, j->n_done,
                       e->stop_ids, e->n_stop_ids, e->scratch[helper], &e->sampled[i]);
     }
 }
@@ -160,8 +160,11 @@ static void sample_rows(void *ctx, uint32_t helper)
 /* A fault: what a broken kernel would leave behind. */
 static void spoil_logits(struct sl_engine *e, uint32_t row)
 {
+    size_t at = (size_t)row * e->info.n_vocab;
     for (uint32_t i = 0; i < e->info.n_vocab; i++)
-        e->logits[(size_t)row * e->info.n_vocab + i] = NAN;
+        e->host.rows[at + i] = NAN;
+    e->backend->ops->write(e->backend, e->out.rows + at, e->host.rows + at,
+                           e->info.n_vocab * sizeof(float));
 }
 
 /* A fault: stands still with work at hand, until it is closed or the point's time is over. */
@@ -183,12 +186,13 @@ enum sl_status sl_engine_forward(struct sl_engine *e, const struct sl_plan *plan
                              .pos = plan->pos,
                              .page_start = plan->page_start,
                              .pages = plan->pages};
+    bool tells = e->n_step_exports && !e->backend->on_device;
     struct sl_model_step step = {.batch = &batch,
                                  .tokens = plan->tokens,
                                  .logit_rows = plan->logit_row,
                                  .n_logit_rows = plan->n_logits,
-                                 .logits = e->logits,
-                                 .on_layer = e->n_step_exports ? sl_exports_layer : NULL,
+                                 .logits = e->out.rows,
+                                 .on_layer = tells ? sl_exports_layer : NULL,
                                  .ctx = e};
     return sl_model_forward(e->model, &e->kv, &step, e->group ? &e->group->exchange : NULL, err);
 }
@@ -201,16 +205,17 @@ static enum sl_status compute(struct sl_engine *e, const struct sl_plan *plan, s
     enum sl_status status = e->group ? sl_lead_plan(e, plan, err) : SL_OK;
     if (!status)
         status = sl_engine_forward(e, plan, err);
+    if (!status && plan->n_logits && sl_fault(SL_FAULT_ENGINE_NAN))
+        spoil_logits(e, plan->n_logits / 2);
+    if (!status)
+        status =
+            sl_logits_read(e->backend, plan->n_logits, e->info.n_vocab, &e->out, &e->host, err);
     if (status) {
         sl_log(SL_LOG_ERROR, "step %llu failed: %s", (unsigned long long)plan->step, err->msg);
         return status;
     }
     if (!plan->n_logits)
         return SL_OK;
-    if (sl_fault(SL_FAULT_ENGINE_NAN))
-        spoil_logits(e, plan->n_logits / 2);
-    e->backend->ops->logit_stats(e->backend, e->logits, plan->n_logits, e->info.n_vocab, e->row_max,
-                                 e->row_argmax, e->row_log_sum);
     struct sampling_work work = {e, plan};
     e->backend->ops->parallel(e->backend, e->info.n_threads, sample_rows, &work);
     return SL_OK;

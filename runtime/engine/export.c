@@ -44,7 +44,7 @@ bool sl_engine_kv_layout(const struct sl_engine *e, struct sl_kv_layout *out)
 
 void *sl_engine_kv_row(const struct sl_engine *e, uint32_t page, uint32_t layer)
 {
-    return (uint8_t *)e->kv.data + ((size_t)layer * e->kv.cfg.n_pages + page) * e->kv.page_bytes;
+    return sl_kv_page_at(&e->kv, layer, page);
 }
 
 /* --- the engine's thread ---------------------------------------------------------------------- */

@@ -34,6 +34,8 @@ static enum sl_status compute(struct sl_engine *e, const struct wire_head *h, st
     if (s)
         return s;
     s = sl_engine_forward(e, &plan, err);
+    if (!s)
+        s = e->backend->ops->finish(e->backend, err);
     g->n_steps += !s;
     return sl_group_is_loss(s) ? s : SL_OK;
 }

@@ -19,11 +19,11 @@ struct pass {
     struct sl_err *err;
 };
 
-/* A run of the step's rows, and of the rows of logits that are among them. */
+/* A run of the step's rows, and of the rows of logits that are among them: as the host has them,
+ * and as ops take them, which may be some more. */
 struct piece {
-    struct sl_batch batch;
-    uint32_t row;
-    uint32_t out, n_out;
+    struct sl_step_rows in, rows;
+    uint32_t row, out; /* the first of each in the step */
 };
 
 static void progress(const struct pass *p)
@@ -120,7 +120,7 @@ static void write_kv(const struct pass *p, uint32_t l, const struct piece *piece
     const struct sl_model_config *c = &m->cfg;
     const struct sl_backend_ops *ops = m->b->ops;
     const struct layer *y = &m->layers[l];
-    const struct sl_batch *batch = &piece->batch;
+    const struct sl_batch *batch = &piece->rows.batch;
     uint32_t n_tok = batch->n_tok, stride = y->qkv.n_out;
     float *k = m->qkv + (size_t)m->part.heads.n * c->head_dim;
     float *v = k + (size_t)m->part.kv_heads.n * c->head_dim;
@@ -130,7 +130,7 @@ static void write_kv(const struct pass *p, uint32_t l, const struct piece *piece
     ops->rope(m->b, &m->rope, k, stride, m->part.kv_heads.n, c->head_dim, batch->pos, n_tok);
     ops->kv_write(m->b, p->kv, l, batch, k, v, stride);
     if (p->step->on_layer)
-        p->step->on_layer(p->step->ctx, l, piece->row + n_tok);
+        p->step->on_layer(p->step->ctx, l, piece->row + piece->in.batch.n_tok);
     progress(p);
 }
 
@@ -147,7 +147,7 @@ static void attend(const struct pass *p, uint32_t l, const struct piece *piece, 
                             .out_stride = m->part.heads.n * head_dim,
                             .scale = m->cfg.attn_scale};
         size_t at = (size_t)call->head * head_dim;
-        m->b->ops->attention(m->b, p->kv, l, &piece->batch, &a, m->qkv + at, out + at);
+        m->b->ops->attention(m->b, p->kv, l, &piece->rows.batch, &a, m->qkv + at, out + at);
     }
     progress(p);
 }
@@ -175,8 +175,8 @@ static enum sl_status finish_rows(const struct pass *p, uint32_t l, const struct
 {
     struct sl_model *m = p->m;
     const struct sl_backend_ops *ops = m->b->ops;
-    uint32_t dim = m->cfg.dim, q = m->part.heads.n * m->cfg.head_dim, n = piece->n_out;
-    const uint32_t *rows = p->step->logit_rows + piece->out;
+    uint32_t dim = m->cfg.dim, q = m->part.heads.n * m->cfg.head_dim, n = piece->rows.n_logit_rows;
+    const uint32_t *rows = piece->rows.logit_rows;
     float *attn_rows = m->qkv; /* free again, and wide enough */
     float *x_rows = m->x_rows + (size_t)piece->out * dim;
     ops->gather_rows(m->b, m->attn, rows, n, q, attn_rows);
@@ -190,19 +190,19 @@ static enum sl_status finish_rows(const struct pass *p, uint32_t l, const struct
 static enum sl_status run_piece(const struct pass *p, const struct piece *piece)
 {
     struct sl_model *m = p->m;
-    uint32_t n = piece->batch.n_tok, stage = m->shard.pp_rank;
+    uint32_t n = piece->rows.batch.n_tok, stage = m->shard.pp_rank;
     size_t n_floats = (size_t)n * m->cfg.dim;
     float *x = m->x + (size_t)piece->row * m->cfg.dim;
     float *attn = m->attn + (size_t)piece->row * m->part.heads.n * m->cfg.head_dim;
     enum sl_status status = SL_OK;
     if (stage == 0)
-        m->b->ops->embed(m->b, &m->embed, p->step->tokens + piece->row, n, x);
+        m->b->ops->embed(m->b, &m->embed, piece->rows.tokens, n, x);
     else
         status = p->x->recv(p->x->ctx, stage - 1, x, n_floats, p->err);
     for (uint32_t l = 0; l < m->part.layers.n && !status; l++) {
         bool last = m->has_head && l == m->part.layers.n - 1;
         write_kv(p, l, piece, x);
-        if (last && piece->n_out == 0)
+        if (last && piece->rows.n_logit_rows == 0)
             return SL_OK;
         attend(p, l, piece, attn);
         status = last ? finish_rows(p, l, piece) : project(p, l, attn, x, n);
@@ -212,27 +212,8 @@ static enum sl_status run_piece(const struct pass *p, const struct piece *piece)
     return status;
 }
 
-struct ordering {
-    const struct sl_model *m;
-    const float *from;
-    float *to;
-    uint32_t n_rows;
-};
-
-/* Row `row` of the logits, from the ranks' runs of columns. */
-static void order_row(void *ctx, uint32_t row)
-{
-    const struct ordering *o = ctx;
-    const float *from = o->from;
-    float *to = o->to + (size_t)row * o->m->cfg.n_vocab;
-    for (uint32_t r = 0; r < o->m->shard.tp; r++) {
-        struct sl_run v = shard_vocab(o->m, r);
-        memcpy(to + v.first, from + (size_t)row * v.n, v.n * sizeof *to);
-        from += (size_t)o->n_rows * v.n;
-    }
-}
-
-/* All columns of the last stage's logits to its rank 0. */
+/* All columns of the last stage's logits to its rank 0, where the ranks' runs of columns are put
+ * side by side. */
 static enum sl_status gather_logits(const struct pass *p, float *to)
 {
     struct sl_model *m = p->m;
@@ -247,16 +228,19 @@ static enum sl_status gather_logits(const struct pass *p, float *to)
     enum sl_status status = p->x->gather(p->x->ctx, mine, all, counts, p->err);
     if (status || !root)
         return status;
-    struct ordering o = {m, all, to, n};
-    m->b->ops->parallel(m->b, n, order_row, &o);
+    for (uint32_t r = 0; r < m->shard.tp; r++) {
+        struct sl_run v = shard_vocab(m, r);
+        m->b->ops->copy_rows(m->b, all, v.n, n, v.n, to + v.first, m->cfg.n_vocab);
+        all += counts[r];
+    }
     return SL_OK;
 }
 
-/* Logits at rank 0 of the last stage, and from there to rank 0 of the first. */
-static enum sl_status finish_step(const struct pass *p)
+/* n rows of logits at rank 0 of the last stage, and from there to rank 0 of the first. */
+static enum sl_status finish_step(const struct pass *p, uint32_t n)
 {
     struct sl_model *m = p->m;
-    uint32_t n = p->step->n_logit_rows, last = m->shard.pp - 1;
+    uint32_t last = m->shard.pp - 1;
     size_t n_logits = (size_t)n * m->cfg.n_vocab;
     enum sl_status status = SL_OK;
     if (n == 0)
@@ -307,38 +291,103 @@ static void cut_piece(const struct pass *p, uint32_t row, uint32_t end, struct p
         uint32_t seq_end = b->q_start[first + n + 1];
         q_start[n + 1] = (seq_end < end ? seq_end : end) - row;
     }
-    piece->batch = (struct sl_batch){.n_seq = n,
-                                     .n_tok = end - row,
-                                     .q_start = q_start,
-                                     .pos = b->pos + row,
-                                     .page_start = b->page_start + first,
-                                     .pages = b->pages};
-    piece->row = row;
-    piece->out += piece->n_out;
-    uint32_t out_end = piece->out;
+    uint32_t out = piece->out + piece->in.n_logit_rows, out_end = out;
     while (out_end < p->step->n_logit_rows && p->step->logit_rows[out_end] < end)
         out_end++;
-    piece->n_out = out_end - piece->out;
+    *piece = (struct piece){.in = {.batch = {.n_seq = n,
+                                             .n_tok = end - row,
+                                             .q_start = q_start,
+                                             .pos = b->pos + row,
+                                             .page_start = b->page_start + first,
+                                             .pages = b->pages},
+                                   .tokens = p->step->tokens + row,
+                                   .logit_rows = p->step->logit_rows + out,
+                                   .n_logit_rows = out_end - out},
+                            .row = row,
+                            .out = out};
+    p->m->b->ops->stage(p->m->b, p->kv, &piece->in, 0, &piece->rows);
+}
+
+static enum sl_status run_pieces(const struct pass *p, uint32_t n)
+{
+    struct piece piece = {.row = 0};
+    enum sl_status status = SL_OK;
+    for (uint32_t i = 0; i < n && !status; i++) {
+        uint32_t row = (uint32_t)((uint64_t)p->step->batch->n_tok * i / n);
+        uint32_t end = (uint32_t)((uint64_t)p->step->batch->n_tok * (i + 1) / n);
+        cut_piece(p, row, end, &piece);
+        status = run_piece(p, &piece);
+    }
+    return status ? status : finish_step(p, p->step->n_logit_rows);
+}
+
+/* ---- a step that only decodes: its ops depend on few numbers, so a device repeats them ---- */
+
+static bool only_decodes(const struct pass *p)
+{
+    const struct sl_model_step *s = p->step;
+    if (p->x || s->on_layer || s->batch->n_tok != s->batch->n_seq ||
+        s->n_logit_rows != s->batch->n_tok)
+        return false;
+    for (uint32_t i = 0; i < s->n_logit_rows; i++)
+        if (s->logit_rows[i] != i)
+            return false;
+    return true;
+}
+
+/* The next power of two, or `most`. */
+static uint32_t bucket(uint32_t n, uint32_t most)
+{
+    uint32_t b = 1;
+    while (b < n && b < most)
+        b *= 2;
+    return b < most ? b : most;
+}
+
+struct decode {
+    const struct pass *p;
+    const struct piece *piece;
+};
+
+static void decode_ops(void *ctx)
+{
+    const struct decode *d = ctx;
+    run_piece(d->p, d->piece); /* no other rank: nothing to fail */
+    finish_step(d->p, d->piece->rows.n_logit_rows);
+}
+
+static void decode(const struct pass *p, struct piece *piece)
+{
+    struct sl_model *m = p->m;
+    uint32_t most =
+        m->max_batch_tokens < m->max_logit_rows ? m->max_batch_tokens : m->max_logit_rows;
+    uint32_t n = bucket(piece->in.batch.n_tok, most);
+    m->b->ops->stage(m->b, p->kv, &piece->in, n, &piece->rows);
+    struct sl_batch *b = &piece->rows.batch;
+    b->max_pos = bucket(b->max_pos + 1, m->max_positions) - 1;
+    const uint64_t key[4] = {(uint64_t)b->n_tok << 32 | b->max_pos, (uintptr_t)m, (uintptr_t)p->kv,
+                             (uintptr_t)p->step->logits};
+    struct decode d = {p, piece};
+    m->b->ops->replay(m->b, key, decode_ops, &d);
 }
 
 static enum sl_status run_step(const struct pass *p)
 {
-    const struct sl_batch *batch = p->step->batch;
-    uint32_t n = n_pieces(p->m, p->step);
-    struct piece piece = {.batch = *batch, .n_out = p->step->n_logit_rows};
-    enum sl_status status = SL_OK;
-    if (n == 1) {
-        status = run_piece(p, &piece);
-    } else {
-        piece.n_out = 0;
-        for (uint32_t i = 0; i < n && !status; i++) {
-            uint32_t row = (uint32_t)((uint64_t)batch->n_tok * i / n);
-            uint32_t end = (uint32_t)((uint64_t)batch->n_tok * (i + 1) / n);
-            cut_piece(p, row, end, &piece);
-            status = run_piece(p, &piece);
-        }
+    const struct sl_model_step *s = p->step;
+    uint32_t n = n_pieces(p->m, s);
+    struct piece piece = {.in = {.batch = *s->batch,
+                                 .tokens = s->tokens,
+                                 .logit_rows = s->logit_rows,
+                                 .n_logit_rows = s->n_logit_rows}};
+    if (n > 1)
+        return run_pieces(p, n);
+    if (only_decodes(p)) {
+        decode(p, &piece);
+        return SL_OK;
     }
-    return status ? status : finish_step(p);
+    p->m->b->ops->stage(p->m->b, p->kv, &piece.in, 0, &piece.rows);
+    enum sl_status status = run_piece(p, &piece);
+    return status ? status : finish_step(p, s->n_logit_rows);
 }
 
 static enum sl_status check_step(const struct sl_model *m, const struct sl_model_step *s,

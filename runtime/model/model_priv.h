@@ -57,9 +57,10 @@ struct layer {
     struct group qkv, o, gate_up, down;
 };
 
-/* Floats handed out one run after another from one allocation. */
+/* Floats handed out one run after another from one allocation, in the backend's memory. */
 struct slab {
     float *data;
+    float *mirror; /* while the host fills them, else NULL */
     size_t n, used;
 };
 
@@ -89,13 +90,16 @@ struct sl_model {
     uint32_t n_attn_calls;
     struct group_sum o_sum, down_sum;
 
-    struct sl_weight_src embed;
+    struct sl_weight_src embed; /* in the file's mapping, or on the device: */
+    void *embed_copy;
+    size_t embed_bytes;
     struct layer *layers; /* [part.layers.n] */
     const float *out_norm;
     struct group head;
     struct sl_rope rope;
+    float *rope_tables; /* cos, then sin */
     uint64_t weight_bytes;
-    uint32_t max_batch_tokens, max_positions, max_logit_rows;
+    uint32_t max_batch_tokens, max_positions, max_logit_rows, max_seqs;
     struct slab vectors; /* norms and biases */
     struct slab scratch; /* what the pointers below and the rope tables point into */
     float *x;            /* [max_batch_tokens, dim], the residual stream */
@@ -140,11 +144,18 @@ size_t weights_vector_floats(const struct sl_model *m);
 /* Bytes that weights_pack will take; *file_bytes of the file it will read. */
 uint64_t weights_bytes(const struct sl_model *m, const struct tensor_map *map,
                        uint64_t *file_bytes);
+/* Bytes of the embedding where it is copied, and left in the file: one of them is 0. */
+size_t weights_embed_bytes(const struct sl_model *m, const struct tensor_map *map, bool copied);
 /* Packs the shard; m->vectors is there. */
 enum sl_status weights_pack(struct sl_model *m, struct opening *o, struct sl_err *err);
 void weights_close(struct sl_model *m);
 
 float *slab_take(struct slab *s, size_t n);
+/* The host's view of what slab_take gave. */
+static inline float *slab_host(const struct slab *s, const float *p)
+{
+    return s->mirror + (p - s->data);
+}
 /* A run of floats begins on a cache line. */
 static inline size_t padded(uint64_t n)
 {

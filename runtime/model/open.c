@@ -22,8 +22,22 @@ static enum sl_status slab_open(struct sl_backend *b, struct slab *s, size_t n, 
     return SL_OK;
 }
 
+static enum sl_status slab_mirror(struct sl_backend *b, struct slab *s, struct sl_err *err)
+{
+    s->mirror = b->ops->mirror(b, s->data, s->n * sizeof(float));
+    return s->mirror ? SL_OK : sl_fail(err, SL_NO_MEMORY, "model: no memory for %zu floats", s->n);
+}
+
+static void slab_mirror_close(struct sl_backend *b, struct slab *s)
+{
+    if (s->mirror)
+        b->ops->mirror_free(b, s->mirror, s->data, s->n * sizeof(float));
+    s->mirror = NULL;
+}
+
 static void slab_close(struct sl_backend *b, struct slab *s)
 {
+    slab_mirror_close(b, s);
     if (s->data)
         b->ops->free(b, s->data, s->n * sizeof(float));
 }
@@ -95,8 +109,7 @@ static enum sl_status open_scratch(struct sl_model *m, struct sl_err *err)
         return status;
     for (size_t i = 0; i < n_at; i++)
         *at[i] = slab_take(&m->scratch, n[i]);
-    m->rope.cos = slab_take(&m->scratch, n[n_at]);
-    m->rope.sin = slab_take(&m->scratch, n[n_at + 1]);
+    m->rope_tables = slab_take(&m->scratch, n[n_at] + n[n_at + 1]);
     m->q_start = calloc((size_t)m->max_batch_tokens + 1, sizeof *m->q_start);
     if (!m->q_start)
         return sl_fail(err, SL_NO_MEMORY, "model: no memory for %u rows", m->max_batch_tokens);
@@ -106,8 +119,9 @@ static enum sl_status open_scratch(struct sl_model *m, struct sl_err *err)
 /* The angles of position p depend on p alone, so parts of the table are made in parallel. */
 #define ROPE_CHUNK 64u
 struct rope_job {
-    struct sl_model *m;
+    const struct sl_model *m;
     const float *factors;
+    float *cos, *sin;
 };
 
 static void rope_chunk(void *ctx, uint32_t i)
@@ -117,38 +131,59 @@ static void rope_chunk(void *ctx, uint32_t i)
     uint32_t first = i * ROPE_CHUNK, left = m->max_positions - first;
     size_t at = (size_t)first * (m->cfg.n_rot / 2);
     sl_rope_table(m->cfg.n_rot, first, left < ROPE_CHUNK ? left : ROPE_CHUNK, m->cfg.rope_base,
-                  m->cfg.rope_scale, job->factors, (float *)(uintptr_t)m->rope.cos + at,
-                  (float *)(uintptr_t)m->rope.sin + at);
+                  m->cfg.rope_scale, job->factors, job->cos + at, job->sin + at);
+}
+
+/* Both tables, which lie one behind the other. */
+static enum sl_status fill_rope(struct sl_model *m, float *tables, const float *factors,
+                                struct sl_err *err)
+{
+    size_t n = padded((uint64_t)m->max_positions * (m->cfg.n_rot / 2));
+    size_t bytes = 2 * n * sizeof *tables;
+    float *host = m->b->ops->mirror(m->b, tables, bytes);
+    if (!host)
+        return sl_fail(err, SL_NO_MEMORY, "model: no memory for %u angles", m->max_positions);
+    struct rope_job job = {m, factors, host, host + n};
+    m->b->ops->parallel(m->b, (m->max_positions + ROPE_CHUNK - 1) / ROPE_CHUNK, rope_chunk, &job);
+    m->b->ops->write(m->b, tables, host, bytes);
+    enum sl_status status = m->b->ops->finish(m->b, err);
+    m->b->ops->mirror_free(m->b, host, tables, bytes);
+    m->rope = (struct sl_rope){.kind = m->cfg.rope_kind,
+                               .n_rot = m->cfg.n_rot,
+                               .n_pos = m->max_positions,
+                               .cos = tables,
+                               .sin = tables + n};
+    return status;
+}
+
+static enum sl_status check_factors(const float *factors, uint64_t n, struct sl_err *err)
+{
+    for (uint64_t i = 0; i < n; i++)
+        if (!(factors[i] >= 1e-3f && factors[i] <= 1e6f))
+            return sl_fail(err, SL_MODEL, "model: rope factor %" PRIu64 " is %g", i,
+                           (double)factors[i]);
+    return SL_OK;
 }
 
 static enum sl_status make_rope(struct sl_model *m, const struct sl_gguf_tensor *freqs,
                                 struct sl_err *err)
 {
-    struct rope_job job = {.m = m};
     float *factors = NULL;
+    enum sl_dtype dtype = SL_F32;
+    enum sl_status status = SL_OK;
     if (freqs) {
-        enum sl_dtype dtype = SL_F32;
         factors = calloc((size_t)freqs->n_elems, sizeof *factors);
         if (!factors || !sl_model_dtype(freqs->ggml_type, &dtype)) {
             free(factors);
             return sl_fail(err, SL_NO_MEMORY, "model: no memory for the rope factors");
         }
         sl_dequantize_row(dtype, freqs->data, factors, (size_t)freqs->n_elems);
-        for (uint64_t i = 0; i < freqs->n_elems; i++)
-            if (!(factors[i] >= 1e-3f && factors[i] <= 1e6f)) {
-                enum sl_status status = sl_fail(
-                    err, SL_MODEL, "model: rope factor %" PRIu64 " is %g", i, (double)factors[i]);
-                free(factors);
-                return status;
-            }
-        job.factors = factors;
+        status = check_factors(factors, freqs->n_elems, err);
     }
-    m->rope.kind = m->cfg.rope_kind;
-    m->rope.n_rot = m->cfg.n_rot;
-    m->rope.n_pos = m->max_positions;
-    m->b->ops->parallel(m->b, (m->max_positions + ROPE_CHUNK - 1) / ROPE_CHUNK, rope_chunk, &job);
+    if (!status)
+        status = fill_rope(m, m->rope_tables, factors, err);
     free(factors);
-    return SL_OK;
+    return status;
 }
 
 static uint32_t or_default(uint32_t given, uint32_t def)
@@ -175,6 +210,7 @@ static enum sl_status place(struct sl_model *m, const struct sl_gguf *g, struct 
     m->max_batch_tokens = o->max_batch_tokens;
     m->max_positions = o->max_positions;
     m->max_logit_rows = o->max_logit_rows;
+    m->max_seqs = or_default(o->max_seqs, o->max_batch_tokens);
     m->loose_sums = o->loose_sums;
     shard_place(m, &o->shard);
     uint32_t each = ALL_TO_ALL_ROWS_EACH * m->shard.tp;
@@ -185,6 +221,18 @@ static enum sl_status place(struct sl_model *m, const struct sl_gguf *g, struct 
     return SL_OK;
 }
 
+static enum sl_status plan_steps(struct sl_model *m, struct sl_err *err)
+{
+    struct sl_step_limits limits = {.n_tok = m->max_batch_tokens,
+                                    .n_seq = m->max_seqs,
+                                    .n_logit_rows = m->max_logit_rows,
+                                    .n_positions = m->max_positions,
+                                    .n_stages = m->shard.pp > 1 ? m->micro_batches : 1,
+                                    .n_heads = m->part.heads.n,
+                                    .head_dim = m->cfg.head_dim};
+    return m->b->ops->plan(m->b, &limits, err);
+}
+
 static enum sl_status open_all(struct sl_model *m, struct opening *o, struct sl_err *err)
 {
     m->layers = calloc(m->part.layers.n, sizeof *m->layers);
@@ -193,12 +241,15 @@ static enum sl_status open_all(struct sl_model *m, struct opening *o, struct sl_
     weights_bytes(m, &o->map, &o->total_bytes);
     enum sl_status status = slab_open(m->b, &m->vectors, weights_vector_floats(m), err);
     if (!status)
+        status = slab_mirror(m->b, &m->vectors, err);
+    if (!status)
         status = open_scratch(m, err);
     if (!status)
         status = make_rope(m, o->map.model[T_ROPE_FREQS], err);
     if (!status)
         status = weights_pack(m, o, err);
-    return status;
+    slab_mirror_close(m->b, &m->vectors);
+    return status ? status : plan_steps(m, err);
 }
 
 enum sl_status sl_model_open(const struct sl_gguf *g, struct sl_backend *b,
@@ -233,13 +284,14 @@ enum sl_status sl_model_plan(const struct sl_gguf *g, struct sl_backend *b,
     if (status)
         return status;
     uint64_t file_bytes;
-    *out = (struct sl_model_plan){
-        .part = m.part,
-        .weight_bytes =
-            weights_bytes(&m, &map, &file_bytes) + weights_vector_floats(&m) * sizeof(float),
-        .scratch_bytes = scratch_floats(&m) * sizeof(float),
-        .mapped_bytes = m.shard.pp_rank == 0 ? map.model[T_EMBED]->n_bytes : 0,
-        .kv_token_bytes = sl_model_kv_token_bytes(&m.cfg, &m.shard, kv_dtype)};
+    *out = (struct sl_model_plan){.part = m.part,
+                                  .weight_bytes = weights_bytes(&m, &map, &file_bytes) +
+                                                  weights_vector_floats(&m) * sizeof(float) +
+                                                  weights_embed_bytes(&m, &map, true),
+                                  .scratch_bytes = scratch_floats(&m) * sizeof(float),
+                                  .mapped_bytes = weights_embed_bytes(&m, &map, false),
+                                  .kv_token_bytes =
+                                      sl_model_kv_token_bytes(&m.cfg, &m.shard, kv_dtype)};
     tensor_map_close(&map);
     return SL_OK;
 }

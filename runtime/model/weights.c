@@ -150,7 +150,7 @@ float *slab_take(struct slab *s, size_t n)
     return p;
 }
 
-/* Elements `run` of a vector, as float32, in memory of the backend. */
+/* Elements `run` of a vector, as float32. */
 static void load_run(const struct sl_gguf_tensor *t, struct sl_run run, float *out)
 {
     enum sl_dtype dtype = SL_F32;
@@ -163,7 +163,7 @@ static void load_run(const struct sl_gguf_tensor *t, struct sl_run run, float *o
 static const float *load_norm(struct sl_model *m, const struct sl_gguf_tensor *t)
 {
     float *p = slab_take(&m->vectors, padded(m->cfg.dim));
-    load_run(t, (struct sl_run){0, m->cfg.dim}, p);
+    load_run(t, (struct sl_run){0, m->cfg.dim}, slab_host(&m->vectors, p));
     return p;
 }
 
@@ -180,7 +180,7 @@ static const float *stacked_bias(struct sl_model *m, const struct cut *c, uint32
     }
     if (!any)
         return NULL;
-    float *p = slab_take(&m->vectors, padded(rows)), *at = p;
+    float *p = slab_take(&m->vectors, padded(rows)), *at = slab_host(&m->vectors, p);
     for (uint32_t i = first; i < first + n; i++) {
         if (c->bias[i])
             load_run(c->bias[i], c->rows[i], at);
@@ -230,23 +230,51 @@ static enum sl_status layer_pack(struct sl_model *m, struct opening *o, uint32_t
     return status;
 }
 
+size_t weights_embed_bytes(const struct sl_model *m, const struct tensor_map *map, bool copied)
+{
+    if (m->shard.pp_rank > 0 || copied != m->b->on_device)
+        return 0;
+    return (size_t)map->model[T_EMBED]->n_bytes;
+}
+
+/* Rows are looked up in the file's mapping where that can be read, else in a copy. */
+static enum sl_status load_embed(struct sl_model *m, struct opening *o, struct sl_err *err)
+{
+    const struct sl_gguf_tensor *t = o->map.model[T_EMBED];
+    size_t bytes = weights_embed_bytes(m, &o->map, true);
+    if (m->shard.pp_rank > 0)
+        return SL_OK;
+    m->embed = src_of(t, (struct sl_run){0, m->cfg.n_vocab}, (struct sl_run){0, m->cfg.dim});
+    if (!bytes)
+        return SL_OK;
+    m->embed.data = m->embed_copy = m->b->ops->alloc(m->b, bytes);
+    if (!m->embed_copy)
+        return sl_fail(err, SL_NO_MEMORY, "model: no memory for %zu bytes of embedding", bytes);
+    m->embed_bytes = bytes;
+    m->weight_bytes += bytes;
+    m->b->ops->write(m->b, m->embed_copy, t->data, bytes);
+    return m->b->ops->finish(m->b, err);
+}
+
+static enum sl_status write_vectors(struct sl_model *m, struct sl_err *err)
+{
+    size_t bytes = m->vectors.n * sizeof(float);
+    m->b->ops->write(m->b, m->vectors.data, m->vectors.mirror, bytes);
+    return m->b->ops->finish(m->b, err);
+}
+
 enum sl_status weights_pack(struct sl_model *m, struct opening *o, struct sl_err *err)
 {
-    const struct sl_gguf_tensor *embed = o->map.model[T_EMBED];
-    if (m->shard.pp_rank == 0)
-        m->embed =
-            src_of(embed, (struct sl_run){0, m->cfg.n_vocab}, (struct sl_run){0, m->cfg.dim});
+    enum sl_status status = load_embed(m, o, err);
     if (m->has_head)
         m->out_norm = load_norm(m, o->map.model[T_OUT_NORM]);
-    for (uint32_t l = 0; l < m->part.layers.n; l++) {
-        enum sl_status status = layer_pack(m, o, l, err);
-        if (status)
-            return status;
+    for (uint32_t l = 0; l < m->part.layers.n && !status; l++)
+        status = layer_pack(m, o, l, err);
+    if (m->has_head && !status) {
+        struct cut head = head_cut(m, &o->map);
+        status = cut_pack(m, o, &head, &m->head, err);
     }
-    if (!m->has_head)
-        return SL_OK;
-    struct cut head = head_cut(m, &o->map);
-    return cut_pack(m, o, &head, &m->head, err);
+    return status ? status : write_vectors(m, err);
 }
 
 static void group_close(struct sl_backend *b, struct group *g)
@@ -264,4 +292,6 @@ void weights_close(struct sl_model *m)
         group_close(m->b, &m->layers[l].down);
     }
     group_close(m->b, &m->head);
+    if (m->embed_copy)
+        m->b->ops->free(m->b, m->embed_copy, m->embed_bytes);
 }

@@ -37,6 +37,7 @@ static void setup_rig(struct rig *r)
         .max_seqs = 2, .max_len = 64, .n_vocab = 100, .page_size = PAGE, .queue_max = 4};
     e->kv.cfg = (struct sl_kv_config){.n_layers = N_LAYERS, .page_size = PAGE, .n_pages = N_PAGES};
     e->kv.page_bytes = ROW;
+    e->kv.layer_bytes = (size_t)N_PAGES * ROW;
     e->kv.data = calloc((size_t)N_LAYERS * N_PAGES, ROW);
     e->keeps_prefixes = true;
     e->step_exports = r->step_exports;

@@ -182,7 +182,12 @@ static void logits_of_chosen_rows(void **state)
     rig_run(&r, tokens, 8, 8, 0, all);
     for (uint32_t i = 0; i < 8; i++)
         pos[i] = i;
-    struct sl_batch b = {1, 8, q_start, pos, page_start, r.pages};
+    struct sl_batch b = {.n_seq = 1,
+                         .n_tok = 8,
+                         .q_start = q_start,
+                         .pos = pos,
+                         .page_start = page_start,
+                         .pages = r.pages};
     rig_must(rig_forward(&r, &b, tokens, rows, 4, some, &err), &err);
     for (size_t i = 0; i < 4; i++)
         assert_memory_equal(some + i * v, all + rows[i] * v, v * sizeof *some);
@@ -222,7 +227,12 @@ static void run_ragged(struct rig *r, const struct ragged *x, float *logits)
         q_start[s + 1] = n;
         page_start[s + 1] = n_pages;
     }
-    struct sl_batch b = {3, n, q_start, pos, page_start, pages};
+    struct sl_batch b = {.n_seq = 3,
+                         .n_tok = n,
+                         .q_start = q_start,
+                         .pos = pos,
+                         .page_start = page_start,
+                         .pages = pages};
     struct sl_err err = {0};
     rig_must(rig_forward(r, &b, tokens, rows, n, logits, &err), &err);
 }
@@ -323,7 +333,12 @@ static void refuses_what_was_not_planned(void **state)
     uint32_t q_start[2] = {0, 2}, page_start[2] = {0, 2};
     float *logits = calloc(8u * r.n_vocab, sizeof *logits);
     assert_non_null(logits);
-    struct sl_batch b = {1, 2, q_start, pos, page_start, pages};
+    struct sl_batch b = {.n_seq = 1,
+                         .n_tok = 2,
+                         .q_start = q_start,
+                         .pos = pos,
+                         .page_start = page_start,
+                         .pages = pages};
     struct sl_err err = {0};
     tokens[1] = r.n_vocab;
     assert_int_equal(rig_forward(&r, &b, tokens, rows, 2, logits, &err), SL_INVALID);

@@ -46,7 +46,12 @@ static bool try_file(const struct sl_buf *file, struct sl_backend *b)
     struct sl_kv_config kc = sl_model_kv_config(c, NULL, 16, 1, SL_F16);
     uint32_t tokens[4] = {3, 70, 71, 290}, pos[4] = {0, 1, 2, 3}, rows[4] = {0, 1, 2, 3};
     uint32_t q_start[2] = {0, 4}, page_start[2] = {0, 1}, page = 0;
-    struct sl_batch batch = {1, 4, q_start, pos, page_start, &page};
+    struct sl_batch batch = {.n_seq = 1,
+                             .n_tok = 4,
+                             .q_start = q_start,
+                             .pos = pos,
+                             .page_start = page_start,
+                             .pages = &page};
     float *logits = calloc((size_t)4 * c->n_vocab, sizeof *logits);
     assert_non_null(logits);
     if (!b->ops->kv_open(b, &kc, &kv, &err)) {

@@ -162,7 +162,12 @@ static void make_step(const struct world *w, const struct script *script, uint32
             s->pages[n_seq * SEQ_PAGES + p] = (SEQ_PAGES - 1 - p) * N_SEQ + sp.seq;
         s->page_start[n_seq + 1] = (n_seq + 1) * SEQ_PAGES;
     }
-    s->batch = (struct sl_batch){n_seq, n, s->q_start, s->pos, s->page_start, s->pages};
+    s->batch = (struct sl_batch){.n_seq = n_seq,
+                                 .n_tok = n,
+                                 .q_start = s->q_start,
+                                 .pos = s->pos,
+                                 .page_start = s->page_start,
+                                 .pages = s->pages};
 }
 
 static enum sl_status rank_step(struct rank *r, struct sl_model *m, struct sl_kv *kv, uint32_t i,

@@ -84,7 +84,12 @@ static void step(struct run *r, const struct model *m, const struct input *a, ui
         memcpy(v + i * row, in->v + pos[i] * row, row * sizeof *x);
     }
     const uint32_t q_start[3] = {0, na, na + nb}, page_start[3] = {0, pa, pa + pb};
-    struct sl_batch batch = {b ? 2 : 1, na + nb, q_start, pos, page_start, pages};
+    struct sl_batch batch = {.n_seq = b ? 2 : 1,
+                             .n_tok = na + nb,
+                             .q_start = q_start,
+                             .pos = pos,
+                             .page_start = page_start,
+                             .pages = pages};
     r->b->ops->kv_write(r->b, &r->kv, r->layer, &batch, k, v, stride);
     struct sl_attn how = {m->n_heads, 0, r->kv.cfg.n_kv_heads, stride, (uint32_t)width, 0.125f};
     r->b->ops->attention(r->b, &r->kv, r->layer, &batch, &how, q, out);

@@ -46,7 +46,12 @@ static uint64_t hash_attention(struct sl_backend *b, enum sl_dtype type)
         pos[i] = i;
     for (uint32_t i = 0; i < POS / 16 + 1; i++)
         pages[i] = POS / 16 - i;
-    struct sl_batch batch = {1, POS, q_start, pos, page_start, pages};
+    struct sl_batch batch = {.n_seq = 1,
+                             .n_tok = POS,
+                             .q_start = q_start,
+                             .pos = pos,
+                             .page_start = page_start,
+                             .pages = pages};
     assert_int_equal(b->ops->kv_open(b, &cfg, &kv, &err), SL_OK);
     b->ops->kv_write(b, &kv, 0, &batch, k, v, (uint32_t)width);
     struct sl_attn a = {HEADS, 0, KV_HEADS, (uint32_t)width, (uint32_t)width, 0.2f};

@@ -157,7 +157,12 @@ static void heads_attend_alone_as_among_all(void **state)
         pos[i] = i;
     for (uint32_t i = 0; i < POS / 16 + 1; i++)
         pages[i] = POS / 16 - i;
-    struct sl_batch batch = {1, POS, q_start, pos, page_start, pages};
+    struct sl_batch batch = {.n_seq = 1,
+                             .n_tok = POS,
+                             .q_start = q_start,
+                             .pos = pos,
+                             .page_start = page_start,
+                             .pages = pages};
     struct sl_kv_config cfg = {1, KV, DIM, 16, POS / 16 + 1, SL_F16};
     float *q = random_floats(POS * WIDTH, 3.0f, 3), *k = random_floats(POS * KV_WIDTH, 2.0f, 4);
     float *v = random_floats(POS * KV_WIDTH, 1.0f, 5);

@@ -1,9 +1,15 @@
 /* The op table: everything the runtime asks of a device.
  *
- * A backend is memory plus about 20 ops in one const table. Activations are float32, row-major
- * [n_tok, dim]. Ops are called from one thread (the engine's); a backend spreads the work over its
- * own team. Every op follows the exactness rule: the result for one row depends on that row and
- * the weights alone, never on the rows beside it, the thread count, the chunking or the ISA. */
+ * A backend is memory plus ops in one const table. Activations are float32, row-major [n_tok, dim].
+ * Ops are called from one thread (the engine's); a backend spreads the work over its own team.
+ * Every op follows the exactness rule: the result for one row depends on that row and the weights
+ * alone, never on the rows beside it, the thread count, the chunking or the ISA.
+ *
+ * What ops point to lies in the backend's memory. Where that is a device's (`on_device`), the host
+ * neither reads nor writes it but by `write`, `read`, `page_in` and `page_out`, ops only enqueue,
+ * in the order of their calls, and `finish` alone waits. Backends of the host compute at once on
+ * the host's memory, and these calls cost nothing there. Ops return nothing: a device's first error
+ * is kept, ops after it do nothing, and `finish` tells it. */
 #ifndef SLUICE_KERNELS_OP_H
 #define SLUICE_KERNELS_OP_H
 
@@ -16,7 +22,7 @@
 
 /* Bumped whenever any exact op's bits change; part of the class that workers announce. */
 #define SL_NUMERICS_REVISION 1
-#define SL_ATTN_SEGMENT 256 /* absolute positions in one attention segment */
+#define SL_ATTN_SEGMENT      256 /* absolute positions in one attention segment */
 
 enum sl_isa { SL_ISA_AUTO, SL_ISA_SCALAR, SL_ISA_AVX2, SL_ISA_AVX512, SL_N_ISA };
 const char *sl_isa_name(enum sl_isa isa);
@@ -56,11 +62,11 @@ static inline size_t sl_weight_src_row_bytes(const struct sl_weight_src *s)
 /* A weight in the backend's own layout. Created by weight_pack, opaque to everyone else. */
 struct sl_weight {
     enum sl_dtype dtype;
-    uint32_t n, k;          /* outputs, inputs */
+    uint32_t n, k; /* outputs, inputs */
     struct sl_slices slices;
-    void *data;             /* owned by the backend */
+    void *data; /* owned by the backend */
     size_t bytes;
-    uint32_t layout;        /* backend's private tag */
+    uint32_t layout; /* backend's private tag */
 };
 
 /* Paged KV of all layers. Within a page: [n_kv_head][page_size][head_dim] of K, then the same of V
@@ -73,10 +79,15 @@ struct sl_kv_config {
 };
 struct sl_kv {
     struct sl_kv_config cfg;
-    void *data;        /* [n_layers][n_pages][page_bytes], zeroed; untouched pages cost nothing */
-    size_t page_bytes; /* of one page of one layer */
+    void *data;         /* page p of layer l begins at l * layer_bytes + p * page_bytes */
+    size_t page_bytes;  /* of one page of one layer */
+    size_t layer_bytes; /* n_pages of them, and what the backend adds for itself */
     size_t bytes;
 };
+static inline void *sl_kv_page_at(const struct sl_kv *kv, uint32_t layer, uint32_t page)
+{
+    return (uint8_t *)kv->data + layer * kv->layer_bytes + page * kv->page_bytes;
+}
 
 /* One step's ragged batch, borrowed for the call. Sequence s owns rows [q_start[s], q_start[s+1])
  * of every activation, at ascending absolute `pos`; its pages are pages[page_start[s]..). */
@@ -86,7 +97,32 @@ struct sl_batch {
     const uint32_t *pos;        /* [n_tok] */
     const uint32_t *page_start; /* [n_seq + 1] */
     const uint32_t *pages;      /* page numbers */
+    /* Filled in by `stage` for ops that cannot look into the arrays above. */
+    const uint32_t *seq_of;     /* [n_tok] */
+    uint32_t max_pos, max_rows; /* largest position, most rows of one sequence; at least */
 };
+
+/* What the ops of one step read besides activations. */
+struct sl_step_rows {
+    struct sl_batch batch;
+    const uint32_t *tokens;     /* [n_tok] */
+    const uint32_t *logit_rows; /* [n_logit_rows], rows of activations */
+    uint32_t n_logit_rows;
+};
+
+/* The largest steps there will be. */
+struct sl_step_limits {
+    uint32_t n_tok, n_seq, n_logit_rows, n_positions;
+    uint32_t n_stages; /* calls of `stage` between two of `finish` */
+    uint32_t n_heads, head_dim;
+};
+
+/* How often a kernel was launched. */
+struct sl_launches {
+    const char *name; /* literal */
+    uint64_t n;
+};
+#define SL_LAUNCHES_MAX 48 /* kernels of a backend, at most */
 
 enum sl_rope_kind { SL_ROPE_INTERLEAVED, SL_ROPE_NEOX };
 /* cos and sin, [n_pos][n_rot / 2] each, made by sl_rope_table from our own polynomials. */
@@ -108,13 +144,48 @@ struct sl_backend;
 
 /* Shapes in brackets. `b` first everywhere. Pointers to activations never alias unless said. */
 struct sl_backend_ops {
-    const char *name; /* "cpu", "ref" */
+    const char *name; /* "cpu", "ref", "cuda", "cuda-emu" */
     void (*close)(struct sl_backend *b);
 
+    /* ---- memory ---- */
+
+    void (*memory)(struct sl_backend *b, uint64_t *total_bytes, uint64_t *free_bytes);
     void *(*alloc)(struct sl_backend *b, size_t bytes); /* zeroed, 64-byte aligned; NULL */
     void (*free)(struct sl_backend *b, void *p, size_t bytes);
+    /* Host memory to fill or read `p` by: p itself where the host computes, else zeros. NULL. */
+    void *(*mirror)(struct sl_backend *b, void *p, size_t bytes);
+    void (*mirror_free)(struct sl_backend *b, void *mirror, void *p, size_t bytes);
+    /* Copies in the order of the ops; the host's side is left alone until `finish`. From or to any
+     * memory of the host, at full speed for mirrors; nothing to do where both are the same. */
+    void (*write)(struct sl_backend *b, void *to, const void *host, size_t bytes);
+    void (*read)(struct sl_backend *b, void *host, const void *from, size_t bytes);
+    /* Waits for everything before it. SL_NO_MEMORY when the device has failed, now or earlier. */
+    enum sl_status (*finish)(struct sl_backend *b, struct sl_err *err);
+    /* A page of KV (sl_kv_page_at) that no op in flight touches, out and in, done on return. These
+     * two from any thread. */
+    enum sl_status (*page_out)(struct sl_backend *b, void *host, const void *page, size_t bytes,
+                               struct sl_err *err);
+    enum sl_status (*page_in)(struct sl_backend *b, void *page, const void *host, size_t bytes,
+                              struct sl_err *err);
 
-    /* Repacks sources into the backend's layout, in parallel. */
+    /* ---- a step ---- */
+
+    /* Takes the memory that steps up to `limits` need, after the weights are packed. */
+    enum sl_status (*plan)(struct sl_backend *b, const struct sl_step_limits *limits,
+                           struct sl_err *err);
+    /* The arrays of `in`, which are the host's, as ops take them, until the next call. With n_pad,
+     * rows of sequences of their own are added up to n_pad, which write to pages of the backend's;
+     * every sequence has one row then, and every row logits. */
+    void (*stage)(struct sl_backend *b, const struct sl_kv *kv, const struct sl_step_rows *in,
+                  uint32_t n_pad, struct sl_step_rows *out);
+    /* Calls fn(ctx), which calls ops on staged arrays, with the same ones whenever `key` [4] is the
+     * same and no memory was freed in between; or does again what it did then. */
+    void (*replay)(struct sl_backend *b, const uint64_t key[4], void (*fn)(void *ctx), void *ctx);
+
+    /* ---- weights and KV ---- */
+
+    /* Repacks sources, which are the host's, into the backend's layout, in parallel; they are read
+     * when it returns. */
     enum sl_status (*weight_pack)(struct sl_backend *b, const struct sl_weight_src *src,
                                   uint32_t n_src, const struct sl_slices *slices,
                                   struct sl_weight *out, struct sl_err *err);
@@ -125,6 +196,8 @@ struct sl_backend_ops {
     enum sl_status (*kv_open)(struct sl_backend *b, const struct sl_kv_config *cfg,
                               struct sl_kv *out, struct sl_err *err);
     void (*kv_close)(struct sl_backend *b, struct sl_kv *kv);
+
+    /* ---- ops ---- */
 
     /* out[t, :] = row ids[t] of the table, in its file layout. table [n, k]; out [n_tok, k] */
     void (*embed)(struct sl_backend *b, const struct sl_weight_src *table, const uint32_t *ids,
@@ -164,22 +237,30 @@ struct sl_backend_ops {
     /* Copies rows: out[i, :] = x[rows[i], :]. */
     void (*gather_rows)(struct sl_backend *b, const float *x, const uint32_t *rows, uint32_t n_rows,
                         uint32_t dim, float *out);
+    /* to[i, :] = from[i, :], n floats each. */
+    void (*copy_rows)(struct sl_backend *b, const float *from, uint32_t from_stride,
+                      uint32_t n_rows, uint32_t n, float *to, uint32_t to_stride);
     /* Per row of logits [n_rows, n]: the maximum, the lowest index that has it, and
      * log(sum(exp(x - max))) by the exact 16-lane reduction. A row with NaN gives max = NaN. */
     void (*logit_stats)(struct sl_backend *b, const float *logits, uint32_t n_rows, uint32_t n,
                         float *max, uint32_t *argmax, float *log_sum);
-    /* Runs fn(ctx, i, n) for i in [0, n) spread over the team: for load-time and sampling work. */
+    /* Runs fn(ctx, i, n) for i in [0, n) spread over the team: for the host's work on the host's
+     * memory, when loading and sampling. */
     void (*parallel)(struct sl_backend *b, uint32_t n, void (*fn)(void *ctx, uint32_t i),
                      void *ctx);
+    /* Launches so far, by kernel: at most SL_LAUNCHES_MAX. From any thread. NULL: not counted. */
+    uint32_t (*launches)(struct sl_backend *b, struct sl_launches *out);
 };
 
 /* Base of every backend: embedded first. */
 struct sl_backend {
     const struct sl_backend_ops *ops;
-    enum sl_isa isa;      /* in force */
-    bool isa_fell_back;   /* a better one failed its self-check against scalar: worth a warning */
+    bool on_device;     /* its memory is not the host's */
+    enum sl_isa isa;    /* in force, on the host */
+    char arch[16];      /* what computes: the isa's name, "sm_90", "emulated" */
+    bool isa_fell_back; /* a better one failed its self-check against scalar: worth a warning */
     uint32_t n_threads;
-    uint64_t n_op_calls;  /* for `ctl ps` */
+    uint64_t n_op_calls; /* for `ctl ps` */
 };
 
 struct sl_cpu_config {

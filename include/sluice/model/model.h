@@ -52,6 +52,7 @@ struct sl_model_options {
     uint32_t max_batch_tokens; /* rows of a step, at most */
     uint32_t max_positions;    /* positions are below this */
     uint32_t max_logit_rows;
+    uint32_t max_seqs; /* of a step; 0: as many as rows */
     /* A pipeline takes a step in so many runs of rows at most, of at least so many rows each, so
      * that its stages work at the same time. 0: as many as stages, 16 rows. Equal on all ranks. */
     uint32_t micro_batches, micro_rows_min;
@@ -66,8 +67,8 @@ struct sl_model_options {
     void *ctx;
 };
 
-/* Packs the weights and plans memory. `g` and `b` must outlive the model: the embedding is read
- * from the mapping. SL_CONFIG for a shard the model does not admit. */
+/* Packs the weights and plans memory. `g` and `b` must outlive the model: where the host computes,
+ * the embedding is read from the mapping. SL_CONFIG for a shard the model does not admit. */
 enum sl_status sl_model_open(const struct sl_gguf *g, struct sl_backend *b,
                              const struct sl_model_options *o, struct sl_model **out,
                              struct sl_err *err);
@@ -110,24 +111,28 @@ struct sl_kv_config sl_model_kv_config(const struct sl_model_config *c, const st
 uint64_t sl_model_kv_token_bytes(const struct sl_model_config *c, const struct sl_shard *s,
                                  enum sl_dtype dtype);
 
-/* One step. All ranks of a group are given the same one, each with pages of its own cache. */
+/* One step. All ranks of a group are given the same one, each with pages of its own cache. Arrays
+ * are the host's and may change when the call is over; logits are the backend's. */
 struct sl_model_step {
     const struct sl_batch *batch;
     const uint32_t *tokens;     /* [n_tok] */
     const uint32_t *logit_rows; /* [n_logit_rows], rows of the batch that logits are wanted of */
     uint32_t n_logit_rows;      /* 0: the step only fills the cache */
-    float *logits; /* [n_logit_rows, n_vocab] at rank 0 of stage 0; not looked at elsewhere */
+    /* [n_logit_rows, n_vocab] at rank 0 of stage 0, with room for max_logit_rows on a device; not
+     * looked at elsewhere */
+    float *logits;
     /* Called when K and V of `layer` (of the shard, from 0) are written for the first n_rows rows
      * of the batch: all of them but for pipelines, which come back for the next run of rows. NULL:
-     * nobody wants to know. */
+     * nobody wants to know, as a device's backend cannot tell. */
     void (*on_layer)(void *ctx, uint32_t layer, uint32_t n_rows);
     void *ctx;
 };
 
-/* Writes K and V of every row of the batch into kv, and logits. A row that went wrong (not finite)
- * has NaN logits; the other rows are not touched by it. SL_INVALID for a token id or position out
- * of range, SL_FAILED for a batch larger than planned; nothing was written or sent then, on any
- * rank. `x` is NULL for a whole model; what its functions return ends the step. */
+/* Writes K and V of every row of the batch into kv, and logits, at the latest when the backend's
+ * `finish` has returned, which must be called before the next step. A row that went wrong (not
+ * finite) has NaN logits; the other rows are not touched by it. SL_INVALID for a token id or
+ * position out of range, SL_FAILED for a batch larger than planned; nothing was written or sent
+ * then, on any rank. `x` is NULL for a whole model; what its functions return ends the step. */
 enum sl_status sl_model_forward(struct sl_model *m, struct sl_kv *kv,
                                 const struct sl_model_step *step, const struct sl_exchange *x,
                                 struct sl_err *err);

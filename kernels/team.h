@@ -3,8 +3,8 @@
  * A member that the system does not run takes no tasks, so the caller never waits for one that has
  * not begun: it waits only for members inside a task. Idle members spin for some microseconds (not
  * at all when the process has fewer cores than threads), then sleep. */
-#ifndef SLUICE_KERNELS_CPU_TEAM_H
-#define SLUICE_KERNELS_CPU_TEAM_H
+#ifndef SLUICE_KERNELS_TEAM_H
+#define SLUICE_KERNELS_TEAM_H
 
 #include <sluice/base/err.h>
 #include <stdint.h>

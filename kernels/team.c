@@ -1,7 +1,7 @@
 /* Fork and join. One word tells everything: generation of the job, whether it is open, and how many
  * members are inside. A member enters by adding itself while the job is open; the caller closes the
  * job when no task is left and waits for those inside. */
-#include "cpu/team.h"
+#include "team.h"
 
 #include <pthread.h>
 #include <sched.h>
