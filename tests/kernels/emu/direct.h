@@ -27,8 +27,9 @@ extern "C" cudaError_t emu_enqueue(cudaStream_t stream, const char *name, void (
 {
     (void)stream;
     (void)bytes;
-    emu_launch l = {name, run, const_cast<void *>(args), {grid.x, grid.y, grid.z},
-                    {block.x, block.y, block.z}, smem};
+    emu_launch l = {
+        name, run, const_cast<void *>(args), {grid.x, grid.y, grid.z}, {block.x, block.y, block.z},
+        smem};
     direct_report[0] = 0;
     return emu_run(&l, &direct_options, direct_report, sizeof direct_report)
                ? cudaSuccess

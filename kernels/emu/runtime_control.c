@@ -1,0 +1,254 @@
+/* Faults, reports and configuration of the emulated runtime: the only part that reads the
+ * environment and writes to stderr. */
+#include "emu/runtime.h"
+
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#define DEFAULT_MEMORY ((size_t)4 << 30)
+
+enum { FAULTS_MAX = 32, TEXT_MAX = 2048 };
+
+static struct fault {
+    enum call_id id;
+    uint64_t nth;
+    cudaError_t error;
+    bool late;
+} faults[FAULTS_MAX];
+static uint32_t n_faults;
+
+static char reports[EMU_REPORTS_MAX][TEXT_MAX];
+static uint32_t n_reports;
+
+/* ---- reports ---- */
+
+void report(struct device *d, const char *fmt, ...)
+{
+    char text[TEXT_MAX];
+    va_list args;
+    va_start(args, fmt);
+    vsnprintf(text, sizeof text, fmt, args);
+    va_end(args);
+    if (n_reports < EMU_REPORTS_MAX)
+        memcpy(reports[n_reports], text, sizeof text);
+    n_reports++;
+    if (rt.config.keep_reports)
+        return;
+    fprintf(stderr, "cuda-emu: %s\n", text);
+    if (d)
+        device_fail(d, cudaErrorUnknown);
+}
+
+uint32_t emu_report_count(void)
+{
+    pthread_mutex_lock(&rt.lock);
+    uint32_t n = n_reports;
+    pthread_mutex_unlock(&rt.lock);
+    return n;
+}
+
+const char *emu_report_text(uint32_t i)
+{
+    return i < EMU_REPORTS_MAX ? reports[i] : "";
+}
+
+void emu_reports_clear(void)
+{
+    pthread_mutex_lock(&rt.lock);
+    memset(reports, 0, sizeof reports);
+    n_reports = 0;
+    pthread_mutex_unlock(&rt.lock);
+}
+
+/* ---- faults ---- */
+
+bool fault_of(enum call_id id, uint64_t nth, cudaError_t *error, cudaError_t *late)
+{
+    for (uint32_t i = 0; i < n_faults; i++) {
+        const struct fault *f = &faults[i];
+        if (f->id != id || f->nth != nth)
+            continue;
+        if (!f->late) {
+            *error = f->error;
+            return true;
+        }
+        *late = f->error;
+    }
+    return false;
+}
+
+static bool add_fault(const char *name, size_t len, uint64_t nth, cudaError_t error, bool late)
+{
+    uint32_t id = 0;
+    while (id < CALL_MAX && (strlen(call_name(id)) != len || memcmp(call_name(id), name, len)))
+        id++;
+    if (id == CALL_MAX || n_faults == FAULTS_MAX || !nth || !error)
+        return false;
+    faults[n_faults++] = (struct fault){id, nth, error, late};
+    return true;
+}
+
+bool emu_fault(const char *name, uint64_t nth, cudaError_t error, bool late)
+{
+    pthread_mutex_lock(&rt.lock);
+    bool ok = add_fault(name, strlen(name), nth, error, late);
+    pthread_mutex_unlock(&rt.lock);
+    return ok;
+}
+
+static cudaError_t error_named(const char *name, size_t len)
+{
+    static const cudaError_t all[] = {
+#define VALUE_OF(name, value, text) name,
+        EMU_CUDA_ERRORS(VALUE_OF)
+#undef VALUE_OF
+    };
+    for (size_t i = 0; i < sizeof all / sizeof *all; i++) {
+        const char *n = cudaGetErrorName(all[i]);
+        if (strlen(n) == len && !memcmp(n, name, len))
+            return all[i];
+    }
+    return cudaSuccess;
+}
+
+/* One of "NAME:N:ERROR[:late]", up to a comma. */
+static bool parse_one(const char **at)
+{
+    const char *name = *at, *end = name + strcspn(name, ",");
+    const char *colon = memchr(name, ':', (size_t)(end - name));
+    if (!colon)
+        return false;
+    char *rest;
+    uint64_t nth = strtoull(colon + 1, &rest, 10);
+    if (*rest != ':')
+        return false;
+    const char *error = rest + 1;
+    size_t len = strcspn(error, ",:");
+    bool late = error[len] == ':';
+    if (late && ((size_t)(end - error) != len + 5 || memcmp(error + len, ":late", 5)))
+        return false;
+    *at = *end ? end + 1 : end;
+    return add_fault(name, (size_t)(colon - name), nth, error_named(error, len), late);
+}
+
+static bool parse_faults(const char *text)
+{
+    while (*text)
+        if (!parse_one(&text))
+            return false;
+    return true;
+}
+
+bool emu_fault_parse(const char *text)
+{
+    pthread_mutex_lock(&rt.lock);
+    bool ok = parse_faults(text);
+    pthread_mutex_unlock(&rt.lock);
+    return ok;
+}
+
+void emu_faults_clear(void)
+{
+    pthread_mutex_lock(&rt.lock);
+    n_faults = 0;
+    pthread_mutex_unlock(&rt.lock);
+}
+
+const char *emu_call_count(uint32_t i, uint64_t *n)
+{
+    if (i >= CALL_MAX)
+        return NULL;
+    pthread_mutex_lock(&rt.lock);
+    *n = rt.counts[i];
+    pthread_mutex_unlock(&rt.lock);
+    return call_name(i);
+}
+
+/* ---- configuration ---- */
+
+static void from_env(const char *name, uint64_t *v)
+{
+    const char *text = getenv(name);
+    char *end;
+    if (!text || !*text)
+        return;
+    uint64_t n = strtoull(text, &end, 10);
+    if (*end)
+        fprintf(stderr, "cuda-emu: %s: '%s' is no number\n", name, text);
+    else
+        *v = n;
+}
+
+struct emu_config emu_config_default(void)
+{
+    uint64_t devices = 1, memory = DEFAULT_MEMORY, seed = 0, threads = 1;
+    from_env("SLUICE_CUDA_EMU_DEVICES", &devices);
+    from_env("SLUICE_CUDA_EMU_MEMORY", &memory);
+    from_env("SLUICE_CUDA_EMU_SEED", &seed);
+    from_env("SLUICE_CUDA_EMU_THREADS", &threads);
+    return (struct emu_config){
+        .n_devices = devices < EMU_DEVICES_MAX ? (uint32_t)devices : EMU_DEVICES_MAX,
+        .memory = (size_t)memory,
+        .seed = seed,
+        .n_threads = threads < 64 ? (uint32_t)threads : 64,
+        .n_processors = 4,
+        .shared_max = 99 << 10, /* sm_86, sm_89, sm_120: what fits here fits everywhere */
+        .major = 8,
+        .minor = 6,
+    };
+}
+
+void runtime_configure(const struct emu_config *config)
+{
+    rt.config = config ? *config : emu_config_default();
+    if (rt.config.n_devices > EMU_DEVICES_MAX)
+        rt.config.n_devices = EMU_DEVICES_MAX;
+    for (int i = 0; i < EMU_DEVICES_MAX; i++)
+        rt.devices[i] = (struct device){.index = i, .file = -1};
+    memset(&rt.host, 0, sizeof rt.host);
+    memset(rt.slot_time, 0, sizeof rt.slot_time);
+    memset(rt.slot_taken, 0, sizeof rt.slot_taken);
+    memset(rt.counts, 0, sizeof rt.counts);
+    rt.serial = 0;
+    rt.configured = true;
+    n_faults = 0;
+    const char *text = getenv("SLUICE_CUDA_EMU_FAULT");
+    if (text && !parse_faults(text))
+        fprintf(stderr, "cuda-emu: SLUICE_CUDA_EMU_FAULT: '%s' is not CALL:N:ERROR[:late],...\n",
+                text);
+}
+
+uint32_t emu_restart(const struct emu_config *config, void (*leak)(const char *))
+{
+    uint32_t n = 0;
+    pthread_mutex_lock(&rt.lock);
+    for (int i = 0; i < EMU_DEVICES_MAX; i++)
+        if (rt.devices[i].open)
+            device_drain(&rt.devices[i]);
+    n += graphs_close(leak);
+    for (int i = 0; i < EMU_DEVICES_MAX; i++) {
+        if (!rt.devices[i].open)
+            continue;
+        n += streams_close(&rt.devices[i], leak);
+        n += memory_close(&rt.devices[i], leak);
+        device_close(&rt.devices[i]);
+    }
+    n += memory_close(NULL, leak);
+    runtime_configure(config);
+    pthread_mutex_unlock(&rt.lock);
+    emu_reports_clear();
+    while (cudaGetLastError())
+        ;
+    return n;
+}
+
+void emu_seed(uint64_t seed)
+{
+    pthread_mutex_lock(&rt.lock);
+    rt.config.seed = seed;
+    for (int i = 0; i < EMU_DEVICES_MAX; i++)
+        device_seed(&rt.devices[i]);
+    pthread_mutex_unlock(&rt.lock);
+}
