@@ -45,6 +45,12 @@ __device__ __forceinline__ void dev_copy4(void *to, const void *from, uint32_t n
     asm volatile("cp.async.ca.shared.global [%0], [%1], 4, %2;\n" ::"r"(at), "l"(from), "r"(n)
                  : "memory");
 }
+/* The same, kept in L1: for what other warps of the multiprocessor read as well. */
+__device__ __forceinline__ void dev_copy16_near(void *to, const void *from)
+{
+    uint32_t at = (uint32_t)__cvta_generic_to_shared(to);
+    asm volatile("cp.async.ca.shared.global [%0], [%1], 16;\n" ::"r"(at), "l"(from) : "memory");
+}
 __device__ __forceinline__ void dev_copy_commit()
 {
     asm volatile("cp.async.commit_group;\n" ::: "memory");
@@ -103,6 +109,50 @@ __device__ __forceinline__ void dev_mma_s8(int32_t d[4], const uint32_t a[4], co
                  "{%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};\n"
                  : "+r"(d[0]), "+r"(d[1]), "+r"(d[2]), "+r"(d[3])
                  : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+}
+
+/* d[16 x 8] = from + a[16 x 32] * b[32 x 8] in int32. */
+__device__ __forceinline__ void dev_mma_s8_from(int32_t d[4], const uint32_t a[4],
+                                                const uint32_t b[2], int32_t from)
+{
+    asm volatile("mma.sync.aligned.m16n8k32.row.col.s32.s8.s8.s32 "
+                 "{%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%10,%10,%10,%10};\n"
+                 : "=r"(d[0]), "=r"(d[1]), "=r"(d[2]), "=r"(d[3])
+                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]), "r"(from));
+}
+
+/* Products of several tiles, one after the other; the emulator meets once for all of them. Columns
+ * (8 per n) from `cols` on are undefined.
+ * d[u][m][n] = from + a[u][m] * b[u][n] */
+template <int U, int M, int N>
+__device__ __forceinline__ void dev_mma_s8_tiles(int32_t (&d)[U][M][N][4],
+                                                 const uint32_t (&a)[U][M][4],
+                                                 const uint32_t (&b)[U][N][2], int32_t from,
+                                                 uint32_t cols)
+{
+    (void)cols;
+#pragma unroll
+    for (int u = 0; u < U; u++)
+#pragma unroll
+        for (int n = 0; n < N; n++)
+#pragma unroll
+            for (int m = 0; m < M; m++)
+                dev_mma_s8_from(d[u][m][n], a[u][m], b[u][n], from);
+}
+/* d[m][n] += a[m] * b[n]; elements of bf16, else f16 */
+template <bool BF16, int M, int N>
+__device__ __forceinline__ void dev_mma_16_tiles(float (&d)[M][N][4], const uint32_t (&a)[M][4],
+                                                 const uint32_t (&b)[N][2], uint32_t cols)
+{
+    (void)cols;
+#pragma unroll
+    for (int n = 0; n < N; n++)
+#pragma unroll
+        for (int m = 0; m < M; m++)
+            if (BF16)
+                dev_mma_bf16(d[m][n], a[m], b[n]);
+            else
+                dev_mma_f16(d[m][n], a[m], b[n]);
 }
 
 /* Read-only global memory. */
@@ -171,11 +221,8 @@ __device__ __forceinline__ float dev_warp_max(float v)
     return v;
 }
 
-/* KLAUNCH(kernel, grid, block, shared bytes, stream, arguments...): a cudaError_t. Counted by the
- * kernel's name. */
-#define KLAUNCH(kernel, grid, block, smem, stream, ...)                                            \
-    (dev_count_launch(#kernel), kernel<<<grid, block, smem, stream>>>(__VA_ARGS__),                \
-     cudaGetLastError())
+#define KLAUNCH_AS(name, kernel, grid, block, smem, stream, ...)                                   \
+    (dev_count_launch(name), kernel<<<grid, block, smem, stream>>>(__VA_ARGS__), cudaGetLastError())
 
 #else /* the host's compiler */
 
@@ -189,11 +236,35 @@ __device__ __forceinline__ float dev_warp_max(float v)
 #define SHARED_ARRAY(T, name, n)                                                                   \
     static const char name##_key = 0;                                                              \
     T *name = reinterpret_cast<T *>(emu_shared_static(&name##_key, sizeof(T) * (n)))
-#define KLAUNCH(kernel, grid, block, smem, stream, ...)                                            \
-    (dev_count_launch(#kernel), emu_launch_on(stream, #kernel, kernel, grid, block, smem,          \
-                                              ##__VA_ARGS__))
+#define KLAUNCH_AS(name, kernel, grid, block, smem, stream, ...)                                   \
+    (dev_count_launch(name),                                                                       \
+     emu_launch_on(stream, name, kernel, grid, block, smem, ##__VA_ARGS__))
 
 #endif
+
+/* KLAUNCH(kernel, grid, block, shared bytes, stream, arguments...): a cudaError_t. Counted by the
+ * kernel's name; _AS gives templates one. */
+#define KLAUNCH(kernel, grid, block, smem, stream, ...)                                            \
+    KLAUNCH_AS(#kernel, kernel, grid, block, smem, stream, ##__VA_ARGS__)
+
+/* The dynamic shared memory that a block may have on the current device, in bytes. */
+static inline cudaError_t dev_shared_max(size_t *bytes)
+{
+    int device = 0, value = 0;
+    cudaError_t e = cudaGetDevice(&device);
+    if (e == cudaSuccess)
+        e = cudaDeviceGetAttribute(&value, cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
+    *bytes = (size_t)value;
+    return e;
+}
+/* Before a launch that may want more than the 48 KiB every kernel has. */
+template <class K> static inline cudaError_t dev_allow_shared(K *kernel, size_t bytes)
+{
+    if (bytes <= (size_t)48 << 10)
+        return cudaSuccess;
+    return cudaFuncSetAttribute(reinterpret_cast<const void *>(kernel),
+                                cudaFuncAttributeMaxDynamicSharedMemorySize, (int)bytes);
+}
 
 __device__ __forceinline__ float dev_from_bf16(uint16_t h)
 {

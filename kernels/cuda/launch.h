@@ -40,6 +40,7 @@ struct cuda_parts {
     const struct sl_tree_node *node;
     uint32_t n;
 };
+
 size_t cuda_pack_bytes(enum sl_dtype dtype, uint32_t n, uint32_t k);
 /* Rows [row, row + n_rows) of the weight from `src`, the file's block format, rows of row_bytes
  * each, in device memory. All rows of a weight are packed, in any order, before its first use; n is

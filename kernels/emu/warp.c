@@ -19,8 +19,17 @@ struct mma {
     const uint32_t *a, *b;
 };
 
+struct mma_tiles {
+    void *d;
+    const uint32_t *a, *b;
+    int u, m, n;
+    uint32_t cols;
+    int32_t from;
+    bool bf16;
+};
+
 emu_collective_fn emu_do_ldmatrix, emu_do_mma_bf16, emu_do_mma_f16, emu_do_mma_s8, emu_do_sum_f32,
-    emu_do_sum_i32, emu_do_max_f32;
+    emu_do_sum_i32, emu_do_max_f32, emu_do_mma_s8_tiles, emu_do_mma_16_tiles;
 
 void emu_do_ldmatrix(void **lanes, uint32_t mask)
 {
@@ -110,6 +119,92 @@ void emu_do_mma_s8(void **lanes, uint32_t mask)
             d[i] = (int32_t)((uint32_t)d[i] + (uint32_t)sum);
         }
     }
+}
+
+/* ---- several tiles at one meeting ---- */
+
+enum { TILES_MAX = 8, POISON = 0x7fffffff };
+
+static int32_t dot_32(const int16_t *a, const int16_t *b)
+{
+    int32_t sum = 0;
+    for (int k = 0; k < 32; k++)
+        sum += a[k] * b[k];
+    return sum;
+}
+
+/* One tile: d of lane l, from a[16][32] and `cols` columns of b[8][32]. */
+static void product_s8(void **lanes, int tile, const int16_t (*a)[32], const int16_t (*b)[32],
+                       int cols, int32_t from)
+{
+    int32_t sum[8][16];
+    for (int c = 0; c < cols; c++)
+        for (int r = 0; r < 16; r++)
+            sum[c][r] = from + dot_32(a[r], b[c]);
+    for (int lane = 0; lane < EMU_WARP; lane++) {
+        int32_t *d = (int32_t *)((const struct mma_tiles *)lanes[lane])->d + 4 * tile;
+        int g = lane / 4, t = lane % 4;
+        for (int i = 0; i < 4; i++) {
+            int c = 2 * t + (i & 1);
+            d[i] = c < cols ? sum[c][g + 8 * (i >> 1)] : POISON;
+        }
+    }
+}
+
+static void widen(int16_t *to, uint32_t from)
+{
+    for (int i = 0; i < 4; i++)
+        to[i] = (int8_t)(from >> 8 * i);
+}
+
+static int tile_cols(const struct mma_tiles *s, int n)
+{
+    int left = (int)s->cols - 8 * n;
+    return left < 0 ? 0 : left > 8 ? 8 : left;
+}
+
+void emu_do_mma_s8_tiles(void **lanes, uint32_t mask)
+{
+    (void)mask;
+    const struct mma_tiles *s = lanes[0];
+    int16_t a[TILES_MAX][16][32], b[8][32];
+    for (int u = 0; u < s->u; u++) {
+        for (int m = 0; m < s->m; m++)
+            for (int lane = 0; lane < EMU_WARP; lane++) {
+                const uint32_t *r = ((const struct mma_tiles *)lanes[lane])->a + 4 * (u * s->m + m);
+                for (int i = 0; i < 4; i++)
+                    widen(&a[m][lane / 4 + 8 * (i & 1)][lane % 4 * 4 + 16 * (i >> 1)], r[i]);
+            }
+        for (int n = 0; n < s->n; n++) {
+            int cols = tile_cols(s, n);
+            for (int lane = 0; lane < 4 * cols; lane++) {
+                const uint32_t *r = ((const struct mma_tiles *)lanes[lane])->b + 2 * (u * s->n + n);
+                for (int i = 0; i < 2; i++)
+                    widen(&b[lane / 4][lane % 4 * 4 + 16 * i], r[i]);
+            }
+            for (int m = 0; m < s->m; m++)
+                product_s8(lanes, (u * s->m + m) * s->n + n, (const int16_t(*)[32])a[m],
+                           (const int16_t(*)[32])b, cols, s->from);
+        }
+    }
+}
+
+void emu_do_mma_16_tiles(void **lanes, uint32_t mask)
+{
+    const struct mma_tiles *s = lanes[0];
+    for (int m = 0; m < s->m; m++)
+        for (int n = 0; n < s->n; n++) {
+            struct mma one[EMU_WARP];
+            void *at[EMU_WARP];
+            for (int lane = 0; lane < EMU_WARP; lane++) {
+                const struct mma_tiles *l = lanes[lane];
+                one[lane] = (struct mma){(float *)l->d + 4 * (m * s->n + n), l->a + 4 * m,
+                                         l->b + 2 * n};
+                at[lane] = &one[lane];
+            }
+            if (tile_cols(s, n) > 0)
+                (s->bf16 ? emu_do_mma_bf16 : emu_do_mma_f16)(at, mask);
+        }
 }
 
 /* Five exchanges by xor, as dev_warp_sum does them. */

@@ -11,7 +11,7 @@
 
 extern "C" {
 emu_collective_fn emu_do_ldmatrix, emu_do_mma_bf16, emu_do_mma_f16, emu_do_mma_s8, emu_do_sum_f32,
-    emu_do_sum_i32, emu_do_max_f32;
+    emu_do_sum_i32, emu_do_max_f32, emu_do_mma_s8_tiles, emu_do_mma_16_tiles;
 /* Lane contexts of these. */
 struct emu_ldmatrix {
     const void *row;
@@ -22,6 +22,15 @@ struct emu_ldmatrix {
 struct emu_mma {
     void *d; /* float or int32_t [4] */
     const uint32_t *a, *b;
+};
+/* u products of m x n tiles; d[u][m][n][4], a[u][m][4], b[u][n][2]; columns below `cols` count. */
+struct emu_mma_tiles {
+    void *d;
+    const uint32_t *a, *b;
+    int u, m, n;
+    uint32_t cols;
+    int32_t from;
+    bool bf16;
 };
 uint16_t emu_to_f16(float f);
 float emu_from_f16(uint16_t h);
@@ -38,6 +47,7 @@ static inline void emu_copy(emu_site at, void *to, const void *from, uint32_t n 
 {
     emu_copy_async(to, from, n, N - n, at);
 }
+#define dev_copy16_near(to, from) emu_copy<16>(EMU_HERE, to, from)
 static inline void dev_copy_commit() { emu_copy_commit(); }
 template <int N> static inline void dev_copy_wait() { emu_copy_wait(N); }
 
@@ -59,6 +69,23 @@ static inline void emu_mma_lane(const char *kind, emu_collective_fn *fn, void *d
 #define dev_mma_bf16(d, a, b) emu_mma_lane("mma.bf16", emu_do_mma_bf16, d, a, b, EMU_HERE)
 #define dev_mma_f16(d, a, b)  emu_mma_lane("mma.f16", emu_do_mma_f16, d, a, b, EMU_HERE)
 #define dev_mma_s8(d, a, b)   emu_mma_lane("mma.s8", emu_do_mma_s8, d, a, b, EMU_HERE)
+
+template <int U, int M, int N>
+static inline void emu_mma_s8_tiles(emu_site at, int32_t (&d)[U][M][N][4],
+                                    const uint32_t (&a)[U][M][4], const uint32_t (&b)[U][N][2],
+                                    int32_t from, uint32_t cols)
+{
+    emu_mma_tiles s = {d, a[0][0], b[0][0], U, M, N, cols, from, false};
+    emu_collective("mma.s8.tiles", 0xffffffffu, emu_do_mma_s8_tiles, &s, at);
+}
+template <bool BF16, int M, int N>
+static inline void dev_mma_16_tiles(float (&d)[M][N][4], const uint32_t (&a)[M][4],
+                                    const uint32_t (&b)[N][2], uint32_t cols)
+{
+    emu_mma_tiles s = {d, a[0], b[0], 1, M, N, cols, 0, BF16};
+    emu_collective("mma.16.tiles", 0xffffffffu, emu_do_mma_16_tiles, &s, EMU_HERE);
+}
+#define dev_mma_s8_tiles(...) emu_mma_s8_tiles(EMU_HERE, __VA_ARGS__)
 
 static inline float emu_sum(float v, emu_site at)
 {
