@@ -109,6 +109,7 @@ struct work {
     struct memory *uses[USES_MAX];
     uint32_t n_uses;
 };
+void *args_copy(const void *args, size_t bytes);
 void work_free(struct work *w);
 bool work_clone(struct work *to, const struct work *from);
 
@@ -118,7 +119,7 @@ struct op {
     struct mark *mark;
     struct mark **deps;
     uint32_t n_deps;
-    bool demanded, running;
+    bool demanded;
     uint64_t born_ns;
     struct op *next, *next_demand;
 };
@@ -133,7 +134,7 @@ struct CUstream_st {
     struct emu_site site;
     struct capture *capture; /* NULL: not capturing */
     uint32_t *front;         /* capturing: nodes that the next one follows */
-    uint32_t n_front;
+    uint32_t n_front, strand;
     struct CUstream_st *next;
 };
 struct CUevent_st {
@@ -158,6 +159,7 @@ struct device {
     struct CUstream_st *streams;
     struct CUevent_st *events;
     struct op *first, *last; /* pending, oldest first */
+    struct op *running;
     pthread_t thread;
     bool has_thread, stop;
     uint32_t peers; /* bit i: may reach device i */
@@ -246,6 +248,8 @@ cudaError_t stream_submit(struct CUstream_st *s, struct work *w);
 /* The same of a stream that does not capture, after `more` as well (NULLs are skipped). */
 cudaError_t stream_submit_after(struct CUstream_st *s, struct work *w, struct mark **more,
                                 uint32_t n_more);
+/* Marks that its next operation follows, and room for `more`; to be freed. NULL: no memory. */
+struct mark **stream_order(struct CUstream_st *s, uint32_t *n, uint32_t more);
 void stream_wait(struct CUstream_st *s);
 void event_free(struct CUevent_st *e);
 /* An operation of its own order: after deps, on `slot`. Its mark, with a reference, or NULL. */
@@ -267,6 +271,8 @@ cudaError_t capture_add(struct CUstream_st *s, struct work *w);
 cudaError_t capture_forbids(struct call *c);
 /* Of a wait for, or a look at, a stream that captures: the same. */
 cudaError_t capture_spoil(struct CUstream_st *s);
+/* Before work of the legacy stream, which would follow what blocking streams capture. */
+cudaError_t capture_meets_legacy(struct device *d);
 cudaError_t capture_record(struct CUstream_st *s, struct CUevent_st *e);
 cudaError_t capture_wait(struct CUstream_st *s, struct CUevent_st *e);
 void capture_drop_stream(struct CUstream_st *s);
@@ -284,6 +290,6 @@ void check_forget(struct memory *m);
 /* Before a copy runs: is its pinned source what it was when the copy was asked for? */
 void check_source(struct device *d, const struct work *w);
 /* When it is asked for: spoils a pinned destination, notes a pinned source. */
-void check_host_sides(struct device *d, struct work *w, bool to_pinned, bool from_pinned);
+void check_host_sides(struct work *w);
 
 #endif

@@ -176,21 +176,27 @@ void check_work(struct device *d, struct work *w, struct mark *mark)
 
 /* ---- what the host does meanwhile ---- */
 
+static bool work_uses(const struct work *w, const struct span *s, bool write_only)
+{
+    if (w->kind == WORK_HOST)
+        return true; /* does with it what it likes */
+    if (w->kind != WORK_COPY && w->kind != WORK_SET)
+        return false;
+    if (spans_meet(&w->copy.to, s))
+        return true;
+    return !write_only && w->kind == WORK_COPY && !w->copy.staged && spans_meet(&w->copy.from, s);
+}
+
 static bool is_used(const struct span *s, bool write_only)
 {
-    for (int i = 0; i < EMU_DEVICES_MAX; i++)
-        for (const struct op *op = rt.devices[i].first; op; op = op->next) {
-            const struct work *w = &op->work;
-            if (w->kind == WORK_HOST)
-                return true; /* does with it what it likes */
-            if (w->kind != WORK_COPY && w->kind != WORK_SET)
-                continue;
-            if (spans_meet(&w->copy.to, s))
+    for (int i = 0; i < EMU_DEVICES_MAX; i++) {
+        const struct device *d = &rt.devices[i];
+        if (d->running && work_uses(&d->running->work, s, write_only))
+            return true;
+        for (const struct op *op = d->first; op; op = op->next)
+            if (work_uses(&op->work, s, write_only))
                 return true;
-            if (!write_only && w->kind == WORK_COPY && !w->copy.staged &&
-                spans_meet(&w->copy.from, s))
-                return true;
-        }
+    }
     return false;
 }
 
@@ -211,19 +217,23 @@ static uint64_t sum_of(const struct span *s)
     return h;
 }
 
-void check_host_sides(struct device *d, struct work *w, bool to_pinned, bool from_pinned)
+static bool is_pinned(const struct memory *m)
 {
-    (void)d;
+    return m && !m->freed && !m->mapped && !memory_is_device(m);
+}
+
+void check_host_sides(struct work *w)
+{
     if (!rt.config.seed)
         return;
     const struct span *to = &w->copy.to, *from = &w->copy.from;
-    for (size_t i = 0; to_pinned && !is_used(to, false) && i < to->rows; i++)
-        memset((void *)(to->base + i * to->pitch), 0xff, to->width);
-    bool small = from->width * from->rows <= HASHED_MAX;
-    if (from_pinned && small && !memory_at((void *)from->base)->mapped && !is_used(from, true)) {
-        w->copy.has_sum = true;
+    if (is_pinned(memory_at((void *)to->base)) && !is_used(to, false))
+        for (size_t i = 0; i < to->rows; i++)
+            memset((void *)(to->base + i * to->pitch), 0xff, to->width);
+    w->copy.has_sum = from->width * from->rows <= HASHED_MAX && !w->copy.staged &&
+                      is_pinned(memory_at((void *)from->base)) && !is_used(from, true);
+    if (w->copy.has_sum)
         w->copy.sum = sum_of(from);
-    }
 }
 
 void check_source(struct device *d, const struct work *w)

@@ -86,7 +86,7 @@ static cudaError_t copy(struct call *c, struct CUstream_st *s, struct span to, s
     if (staged && !stage(&w))
         return cudaErrorMemoryAllocation;
     if (!s->capture)
-        check_host_sides(c->device, &w, a == SIDE_PINNED, b == SIDE_PINNED);
+        check_host_sides(&w);
     struct device *d = s->device;
     cudaError_t error = stream_submit(s, &w);
     if (error || s->capture)
@@ -274,10 +274,9 @@ static cudaError_t enqueue(struct call *c, cudaStream_t stream, const char *name
     if (error)
         return error;
     struct work w = {.kind = WORK_KERNEL, .name = name, .site = c->site, .fail = c->late};
-    w.args = aligned_alloc(16, (bytes + 15) / 16 * 16 + 16);
+    w.args = args_copy(args, bytes);
     if (!w.args)
         return cudaErrorMemoryAllocation;
-    memcpy(w.args, args, bytes);
     w.args_bytes = bytes;
     w.launch = (struct emu_launch){
         .name = name, .run = run, .grid = {g.x, g.y, g.z}, .block = {b.x, b.y, b.z}, .smem = smem};

@@ -132,11 +132,29 @@ cudaError_t mark_query(struct device *d, struct mark *m)
 
 /* ---- work ---- */
 
+void *args_copy(const void *args, size_t bytes)
+{
+    void *p = aligned_alloc(16, bytes / 16 * 16 + 16);
+    if (p)
+        memcpy(p, args, bytes);
+    return p;
+}
+
 void work_free(struct work *w)
 {
     free(w->copy.staged);
     free(w->args);
     w->copy.staged = w->args = NULL;
+}
+
+bool work_clone(struct work *to, const struct work *from)
+{
+    *to = *from;
+    to->copy.staged = NULL; /* of no captured work */
+    if (!from->args)
+        return true;
+    to->args = args_copy(from->args, from->args_bytes);
+    return to->args;
 }
 
 static void copy_rows(const struct span *to, const struct span *from, const void *staged)
@@ -276,7 +294,9 @@ static void *device_main(void *arg)
             continue;
         }
         unlink_op(d, op);
+        d->running = op;
         cudaError_t error = d->sticky ? d->sticky : work_run(d, &op->work);
+        d->running = NULL;
         complete(d, op, error);
     }
     pthread_mutex_unlock(&rt.lock);

@@ -24,9 +24,8 @@ static bool is_legacy(const struct CUstream_st *s)
 
 /* ---- submission ---- */
 
-/* Marks that the stream's next operation follows: its own last, and by the rules of the legacy
- * stream those of others. [n], or NULL. */
-static struct mark **order(struct CUstream_st *s, uint32_t *n, uint32_t more)
+/* Its own last, and by the rules of the legacy stream those of others. */
+struct mark **stream_order(struct CUstream_st *s, uint32_t *n, uint32_t more)
 {
     struct device *d = s->device;
     uint32_t max = 2 + more; /* a place for each */
@@ -52,7 +51,7 @@ cudaError_t stream_submit_after(struct CUstream_st *s, struct work *w, struct ma
                                 uint32_t n_more)
 {
     uint32_t n;
-    struct mark **deps = order(s, &n, n_more);
+    struct mark **deps = stream_order(s, &n, n_more);
     if (!deps) {
         work_free(w);
         return cudaErrorMemoryAllocation;
@@ -73,6 +72,11 @@ cudaError_t stream_submit(struct CUstream_st *s, struct work *w)
 {
     if (s->capture)
         return capture_add(s, w);
+    cudaError_t error = is_legacy(s) ? capture_meets_legacy(s->device) : cudaSuccess;
+    if (error) {
+        work_free(w);
+        return error;
+    }
     return stream_submit_after(s, w, NULL, 0);
 }
 
