@@ -62,6 +62,9 @@ struct memory {
     struct device *device; /* NULL: host */
     bool freed, mapped;    /* mapped: kernels may use it */
     uint64_t serial, file_at;
+    int peer_pid, peer_file; /* whose it is, of MEMORY_IPC */
+    uint64_t peer_started;
+    uint32_t n_opens;
     struct emu_site site;
     struct epoch *users; /* last operation on each slot that may use it */
     uint32_t n_users, users_max;
@@ -74,6 +77,8 @@ bool memory_insert(struct memory *m);
 /* Pages for m->bytes from the file at m->file_at, or anonymous if file is -1, between guards. */
 bool memory_map(struct memory *m, int file);
 void memory_release(struct memory *m);
+/* What was opened of another process, or NULL. */
+struct memory *memory_of_peer(int pid, uint64_t started, uint64_t file_at, int file);
 bool memory_covers(const struct memory *m, const void *p, size_t n);
 bool memory_is_device(const struct memory *m);
 void memory_describe(const struct memory *m, char *text, size_t max);
@@ -160,6 +165,7 @@ struct device {
     struct CUevent_st *events;
     struct op *first, *last; /* pending, oldest first */
     struct op *running;
+    struct clock all; /* every operation it was ever given */
     pthread_t thread;
     bool has_thread, stop;
     uint32_t peers; /* bit i: may reach device i */

@@ -239,8 +239,7 @@ uint32_t emu_restart(const struct emu_config *config, void (*leak)(const char *)
     runtime_configure(config);
     pthread_mutex_unlock(&rt.lock);
     emu_reports_clear();
-    while (cudaGetLastError())
-        ;
+    last_error_take();
     return n;
 }
 

@@ -64,6 +64,17 @@ bool memory_is_device(const struct memory *m)
     return m->kind == MEMORY_DEVICE || m->kind == MEMORY_IPC;
 }
 
+struct memory *memory_of_peer(int pid, uint64_t started, uint64_t file_at, int file)
+{
+    for (size_t i = 0; i < n_table; i++) {
+        struct memory *m = table[i];
+        if (m->kind == MEMORY_IPC && !m->freed && m->peer_pid == pid && m->peer_file == file &&
+            m->peer_started == started && m->file_at == file_at)
+            return m;
+    }
+    return NULL;
+}
+
 void memory_describe(const struct memory *m, char *text, size_t max)
 {
     static const char *const kinds[] = {"device", "another process's", "pinned", "registered"};

@@ -368,6 +368,7 @@ struct mark *op_submit(struct device *d, struct work *w, struct mark **deps, uin
         m->clock.at[slot] = m->epoch.at;
     for (uint32_t i = 0; i < w->n_uses; i++)
         memory_used_by(w->uses[i], m);
+    clock_join(&d->all, &m->clock);
     append(d, op);
     if (!rt.config.seed)
         mark_demand(m);

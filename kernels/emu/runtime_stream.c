@@ -91,11 +91,12 @@ void stream_wait(struct CUstream_st *s)
 
 void device_drain(struct device *d)
 {
-    for (struct CUstream_st *s = d->streams; s; s = s->next)
-        mark_wait(s->tail);
-    mark_wait(d->legacy.tail);
-    while (d->first)
-        mark_wait(d->first->mark);
+    struct clock all = d->all;
+    for (struct op *op = d->first; op; op = op->next)
+        mark_demand(op->mark);
+    while (d->first || d->running)
+        pthread_cond_wait(&rt.changed, &rt.lock);
+    clock_join(&rt.host, &all);
 }
 
 /* ---- streams ---- */
