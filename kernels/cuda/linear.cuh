@@ -31,6 +31,17 @@ __device__ __forceinline__ void linear_store(const linear_args &a, uint32_t part
     *y = sum;
 }
 
-cudaError_t linear_f32(cudaStream_t s, const linear_args &a, uint32_t n_parts, uint32_t n_slices);
+/* A launch; by format. */
+struct linear_call {
+    linear_args a;
+    cudaStream_t stream;
+    uint32_t n_parts, n_slices;
+};
+cudaError_t linear_f32(const linear_call &l);
+cudaError_t linear_f16(const linear_call &l);
+cudaError_t linear_bf16(const linear_call &l);
+cudaError_t linear_q8_0(const linear_call &l);
+cudaError_t linear_q4_0(const linear_call &l);
+cudaError_t linear_q4_1(const linear_call &l);
 
 #endif

@@ -152,18 +152,18 @@ __global__ void __launch_bounds__(WARPS_MAX * 32) linear_lanes(const linear_args
 }
 
 template <int TOK>
-cudaError_t run(cudaStream_t stream, const linear_args &a, uint32_t n_parts, uint32_t n_slices)
+cudaError_t run(const linear_call &l)
 {
-    f32_shape s = {1, 1, 0, tile_ceil(a.n_tok, TOK)};
-    while (s.group_slices < n_slices)
+    f32_shape s = {1, 1, 0, tile_ceil(l.a.n_tok, TOK)};
+    while (s.group_slices < l.n_slices)
         s.group_slices *= 2, s.levels++;
     for (; s.ws < WARPS_MAX && s.levels > 0; s.ws *= 2)
         s.group_slices /= 2, s.levels--;
     if (s.ws > 1 && s.levels == 0)
         s.levels = 1;
-    uint32_t n_blocks = tile_ceil(a.n, TILE_OUT_F32);
-    return KLAUNCH_AS("linear_f32", linear_lanes<TOK>, dim3(s.tok_blocks * n_blocks, n_parts),
-                      dim3(s.ws * 32), s.ws * warp_floats<TOK>(s) * sizeof(float), stream, a, s);
+    uint32_t n_blocks = tile_ceil(l.a.n, TILE_OUT_F32);
+    return KLAUNCH_AS("linear_f32", linear_lanes<TOK>, dim3(s.tok_blocks * n_blocks, l.n_parts),
+                      dim3(s.ws * 32), s.ws * warp_floats<TOK>(s) * sizeof(float), l.stream, l.a, s);
 }
 
 struct tree_args {
@@ -201,9 +201,9 @@ __global__ void tree_sum(const tree_args a)
 
 } // namespace
 
-cudaError_t linear_f32(cudaStream_t s, const linear_args &a, uint32_t n_parts, uint32_t n_slices)
+cudaError_t linear_f32(const linear_call &l)
 {
-    return a.n_tok == 1 ? run<1>(s, a, n_parts, n_slices) : run<8>(s, a, n_parts, n_slices);
+    return l.a.n_tok == 1 ? run<1>(l) : run<8>(l);
 }
 
 cudaError_t cuda_tree_sum(cudaStream_t s, const struct sl_tree *tree, const float *parts,

@@ -11,7 +11,7 @@
 namespace {
 
 constexpr uint32_t THREADS = 128;
-constexpr uint32_t GRID_MAX = 1 << 20; /* blocks; what is left is done in further rounds */
+constexpr uint32_t GRID_MAX = 1024; /* blocks: some times what fits a device; the rest in rounds */
 
 uint32_t grid_of(size_t n_threads)
 {

@@ -20,9 +20,8 @@
 #ifndef SLUICE_KERNELS_CUDA_TILE_CUH
 #define SLUICE_KERNELS_CUDA_TILE_CUH
 
-#include <sluice/kernels/dtype.h>
-
 #include "cuda/dev.cuh"
+#include "cuda/launch.h"
 
 #define TILE_FN __host__ __device__ __forceinline__ constexpr
 
@@ -113,6 +112,24 @@ TILE_FN uint32_t tile_act_scale_at(uint32_t row, uint32_t block, uint32_t which)
 TILE_FN bool tile_act_piece_used(uint32_t piece, uint32_t rows)
 {
     return piece >= 32 ? piece % 4 * 2 < rows : piece / 4 < rows;
+}
+
+/* ---- what a lane reads of a pair in shared memory ---- */
+
+/* 16 bytes: both blocks of activations or q4 weights, or block 0 or 1 of other weights. */
+TILE_FN uint32_t tile_lane_at(uint32_t lane, uint32_t block)
+{
+    return block * 512 + lane * 16;
+}
+/* 4 bytes: d (which 0) or m (1) of rows g and g + 8. */
+TILE_FN uint32_t tile_lane_scale_at(sl_dtype t, uint32_t lane, uint32_t block, uint32_t which)
+{
+    return tile_scale_at(t, lane / 4, block, which);
+}
+/* 8 bytes: d (0) or s (1) of rows 2t and 2t + 1. */
+TILE_FN uint32_t tile_lane_act_scale_at(uint32_t lane, uint32_t block, uint32_t which)
+{
+    return tile_act_scale_at(lane % 4 * 2, block, which);
 }
 
 /* ---- sums: the fragment of d ---- */

@@ -5,14 +5,25 @@
 #include "device.h"
 
 struct shape {
-    uint32_t n, k, unit; /* unit 0: one slice */
+    uint32_t n, k, unit; /* unit 0: one slice; FINE: as many slices as there can be */
 };
+#define FINE 0x8000u
 
 static const struct shape shapes[] = {
     {1, 32, 0},    {7, 64, 32},    {16, 96, 0},    {17, 160, 32},   {33, 576, 64},
     {40, 1536, 0}, {100, 672, 96}, {64, 1120, 32}, {48, 2048, 128},
 };
 static const enum sl_dtype types[] = {SL_F32, SL_F16, SL_BF16, SL_Q8_0, SL_Q4_0, SL_Q4_1};
+
+static struct sl_slices slices_of(struct shape s)
+{
+    if (s.unit != FINE)
+        return s.unit ? sl_slices_cut(s.k, s.unit) : sl_slices_one(s.k);
+    struct sl_slices out = {.n = SL_SLICES_MAX, .total = SL_SLICES_MAX};
+    for (uint32_t i = 0; i <= out.n; i++)
+        out.border[i] = i * (s.k / out.n);
+    return out;
+}
 
 struct problem {
     enum sl_dtype type;
@@ -40,7 +51,7 @@ static void pack(struct problem *p)
 static struct problem make_problem(enum sl_dtype type, struct shape s, uint32_t seed)
 {
     struct problem p = {.type = type, .shape = s};
-    p.slices = s.unit ? sl_slices_cut(s.k, s.unit) : sl_slices_one(s.k);
+    p.slices = slices_of(s);
     float *w = random_floats((size_t)s.n * s.k, 0.1f, seed);
     p.raw = malloc(sl_dtype_bytes(type, (size_t)s.n * s.k));
     sl_quantize_row(type, w, p.raw, (size_t)s.n * s.k);
@@ -181,6 +192,7 @@ static void every_shape_gives_scalars_bits(void **state)
                 float *x = random_floats((size_t)c.n_tok * c.x_stride, 2.0f, (uint32_t)(i + m));
                 device_options.seed = (i + m + t) % 4 + 1;
                 device_options.n_threads = (uint32_t)m % 3 + 1;
+                device_shared_max = (m + t) % 2 ? 99 << 10 : 227 << 10; /* sm_86 and sm_90 */
                 check(scalar, &p, &c, x);
                 free(x);
             }
