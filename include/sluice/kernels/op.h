@@ -122,7 +122,7 @@ struct sl_launches {
     const char *name; /* literal */
     uint64_t n;
 };
-#define SL_LAUNCHES_MAX 48 /* kernels of a backend, at most */
+#define SL_LAUNCHES_MAX 128 /* kernels of a backend, at most */
 
 enum sl_rope_kind { SL_ROPE_INTERLEAVED, SL_ROPE_NEOX };
 /* cos and sin, [n_pos][n_rot / 2] each, made by sl_rope_table from our own polynomials. */
@@ -248,7 +248,8 @@ struct sl_backend_ops {
      * memory, when loading and sampling. */
     void (*parallel)(struct sl_backend *b, uint32_t n, void (*fn)(void *ctx, uint32_t i),
                      void *ctx);
-    /* Launches so far, by kernel: at most SL_LAUNCHES_MAX. From any thread. NULL: not counted. */
+    /* The process's launches so far, by kernel: at most SL_LAUNCHES_MAX. From any thread. NULL: not
+     * counted. */
     uint32_t (*launches)(struct sl_backend *b, struct sl_launches *out);
 };
 
