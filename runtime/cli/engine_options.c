@@ -30,8 +30,6 @@ static enum sl_status not_built(const char *option, const char *value, struct sl
 
 static enum sl_status check_built(const struct engine_options *o, struct sl_err *err)
 {
-    if (!strcmp(o->backend, "cuda") || !strcmp(o->backend, "cuda-emu"))
-        return not_built("backend", o->backend, err);
     if (strcmp(o->speculation, "off") != 0)
         return not_built("speculation", o->speculation, err);
     if (o->tensor_parallel_size * o->pipeline_parallel_size > SL_LIMIT_ranks)
@@ -56,6 +54,9 @@ enum sl_status engine_options_config(const struct engine_options *o, uint32_t n_
     out->place.pp = (uint32_t)o->pipeline_parallel_size;
     out->place.op_timeout_ms = (uint32_t)o->rank_timeout_ms;
     out->backend = o->backend;
+    out->cuda_plugin = o->cuda_plugin;
+    out->device_given = o->device >= 0;
+    out->device = out->device_given ? (uint32_t)o->device : 0;
     out->isa = SL_ISA_AUTO;
     if (o->isa && !sl_isa_parse(o->isa, &out->isa))
         return sl_fail_param(err, SL_USAGE, "isa", "--isa %s is unknown", o->isa);
@@ -91,7 +92,7 @@ static bool row_args(const struct sl_option *row, const struct engine_options *o
         int64_t number;
         memcpy(&number, at, sizeof number);
         snprintf(text, sizeof text, "%" PRId64, number);
-        if (number != 0)
+        if (number != 0 || row->min < 0)
             value = sl_arena_strndup(arena, text, strlen(text));
     }
     if (!value)

@@ -16,7 +16,8 @@
 
 struct engine_options {
     int64_t threads;
-    const char *backend, *isa;
+    const char *backend, *isa, *cuda_plugin;
+    int64_t device;
     int64_t max_num_seqs, max_num_batched_tokens, max_model_len;
     int64_t kv_cache_memory_bytes;
     const char *kv_cache_dtype;
@@ -34,6 +35,10 @@ struct engine_options {
       "where the model is computed")                                                               \
     X("isa", SL_OPT_CHOICE, isa, NULL, 0, 0, "scalar|avx2|avx512", "NAME",                         \
       "instruction set of the cpu backend (default: the best this machine has)")                   \
+    X("device", SL_OPT_INT, device, "-1", -1, 1023, NULL, "N",                                     \
+      "device of the cuda backend (default: a rank's turn)")                                       \
+    X("cuda-plugin", SL_OPT_STRING, cuda_plugin, NULL, 0, 0, NULL, "FILE",                         \
+      "the cuda backend's library (default: the one beside this program)")                         \
     X("max-num-seqs", SL_OPT_INT, max_num_seqs, "64", 1, 4096, NULL, "N",                          \
       "sequences computed at once")                                                                \
     X("max-num-batched-tokens", SL_OPT_INT, max_num_batched_tokens, NULL, 1, 1048576, NULL, "N",   \
@@ -81,8 +86,8 @@ struct kv_events_options {
       "tell routers what the prefix cache holds")                                                  \
     X("kv-events-endpoint", SL_OPT_STRING, kv.endpoint, NULL, 0, 0, NULL, "ENDPOINT",              \
       "publish KV events for others there too, in vLLM's format")                                  \
-    X("kv-events-replay-endpoint", SL_OPT_STRING, kv.replay_endpoint, NULL, 0, 0, NULL, "ENDPOINT",\
-      "answer requests for missed KV events there")                                                \
+    X("kv-events-replay-endpoint", SL_OPT_STRING, kv.replay_endpoint, NULL, 0, 0, NULL,            \
+      "ENDPOINT", "answer requests for missed KV events there")                                    \
     X("kv-events-topic", SL_OPT_STRING, kv.topic, "", 0, 0, NULL, "TOPIC", "topic of KV events")   \
     X("kv-events-format", SL_OPT_CHOICE, kv.format, "vllm", 0, 0, "vllm|vllm-array", "FORMAT",     \
       "events as named fields (vLLM 0.33) or as arrays (before)")

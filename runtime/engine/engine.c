@@ -136,6 +136,8 @@ static enum sl_status open_group(struct sl_engine *e, const struct sl_engine_con
     enum sl_status s = sl_group_open(&cfg->place, &l, config_hash(e, &l), &e->group, err);
     if (s)
         return s;
+    if ((s = sl_exchange_bind(e->group, e->backend, sl_model_exchange_floats(e->model), err)))
+        return s;
     e->gguf = cfg->gguf;
     e->kv_dtype = cfg->kv_dtype;
     e->group->state.kv_room_bytes = sl_engine_kv_room(e);
@@ -158,7 +160,11 @@ enum sl_status sl_engine_reopen(struct sl_engine *e, uint32_t tp, uint32_t pp, s
                                                    e->info.page_size, e->info.n_pages, e->kv_dtype);
         s = e->backend->ops->kv_open(e->backend, &k, &kv, err);
     }
+    if (!s)
+        s = sl_exchange_bind(e->group, e->backend, sl_model_exchange_floats(model), err);
     if (s) {
+        if (kv.data)
+            e->backend->ops->kv_close(e->backend, &kv);
         if (model)
             sl_model_close(model);
         e->shard = before;
@@ -287,6 +293,8 @@ void sl_engine_close(struct sl_engine *e)
     for (size_t i = 0; i < 3; i++)
         if (queues[i])
             sl_queue_close(queues[i]);
+    if (e->group)
+        sl_exchange_unbind(e->group);
     sl_group_close(e->group);
     if (e->sched)
         sl_sched_close(e->sched);
@@ -420,11 +428,17 @@ void sl_engine_group(struct sl_engine *e, struct sl_engine_group *out)
 {
     *out = (struct sl_engine_group){
         .state = SL_GROUP_UP, .blamed = 1, .n_ranks = 1, .tp = 1, .pp = 1, .n_formed = 1};
-    if (!e->group)
-        return;
-    pthread_mutex_lock(&e->group->lock);
-    *out = e->group->state;
-    pthread_mutex_unlock(&e->group->lock);
+    if (e->group) {
+        pthread_mutex_lock(&e->group->lock);
+        *out = e->group->state;
+        pthread_mutex_unlock(&e->group->lock);
+    }
+    pthread_mutex_lock(&e->stats_lock);
+    if (e->dead.status) {
+        out->state = SL_GROUP_ENDED;
+        out->why = e->dead;
+    }
+    pthread_mutex_unlock(&e->stats_lock);
 }
 
 void sl_engine_regroup(struct sl_engine *e)

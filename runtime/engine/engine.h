@@ -117,6 +117,7 @@ struct sl_engine {
     _Atomic bool retell;
 
     pthread_mutex_t stats_lock;
+    struct sl_err dead; /* why the device computes nothing any more; SL_OK while it does */
     struct sl_engine_stats stats; /* published by the engine thread after each step */
 };
 

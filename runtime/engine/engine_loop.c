@@ -279,6 +279,42 @@ static void expect_step(struct sl_engine *e, uint32_t rows)
     pthread_mutex_unlock(&e->stats_lock);
 }
 
+/* ---- after the device has failed ---- */
+
+/* Nothing it computed counts; whoever looks at the group learns of it before the outputs that say
+ * so, and may let others compute the requests. */
+static void note_death(struct sl_engine *e, const struct sl_err *why)
+{
+    pthread_mutex_lock(&e->stats_lock);
+    e->dead = *why;
+    pthread_mutex_unlock(&e->stats_lock);
+    if (e->group)
+        sl_group_end(e->group, why->status, why);
+}
+
+static void end_jobs(struct sl_engine *e)
+{
+    while (!sl_list_empty(&e->jobs)) {
+        struct sl_engine_step *s = step_take(e);
+        if (!s)
+            return; /* stopping: they are dropped */
+        while (!sl_list_empty(&e->jobs) && s->n_outs < ENDED_PER_STEP)
+            out_end(e, s, SL_ENTRY(e->jobs.next, struct job, link), SL_END_ERROR, e->dead.status);
+        step_publish(e, s);
+    }
+}
+
+/* Refuses what comes, until the engine is closed. */
+static void stay_dead(struct sl_engine *e)
+{
+    end_jobs(e);
+    while (!atomic_load(&e->stopping)) {
+        sl_queue_wait(e->inbox, 100);
+        commands(e);
+        end_jobs(e);
+    }
+}
+
 static void run_step(struct sl_engine *e, const struct sl_plan *plan, struct sl_engine_step *s)
 {
     uint64_t start = sl_now_ns();
@@ -294,6 +330,8 @@ static void run_step(struct sl_engine *e, const struct sl_plan *plan, struct sl_
         step_publish(e, s);
         return;
     }
+    if (status == SL_NO_MEMORY)
+        note_death(e, &err);
     for (uint32_t i = 0; i < plan->n_logits; i++)
         settle(e, plan, i, status, s);
     if (status)
@@ -353,6 +391,8 @@ void *sl_engine_thread(void *arg)
             stand_still(e);
         run_step(e, plan, s);
         sl_engine_events_pass(e);
+        if (e->dead.status)
+            stay_dead(e);
     }
     if (e->group)
         sl_lead_leave(e);

@@ -1,8 +1,51 @@
 /* The model's exchange over communicators: floats become bytes, stages become ranks.
  *
  * Tensor parallel operations run in the stage's own sub-group, pipeline transfers in the whole
- * group, between ranks of the same place within their stages. */
+ * group, between ranks of the same place within their stages. What a device holds goes through a
+ * buffer of the host's: out with one copy and a wait, in with one copy. */
 #include "group.h"
+
+/* ---- a device's memory ---- */
+
+/* The host's copy of what lies `at` floats into the buffer; `from` itself where the host computes.
+ * The buffer is free then. */
+static enum sl_status take(struct group *g, const float **from, size_t at, size_t n,
+                           struct sl_err *err)
+{
+    struct sl_backend *b = g->backend;
+    if (!b->on_device)
+        return SL_OK;
+    sl_assert(at <= g->n_bounce && n <= g->n_bounce - at);
+    if (n)
+        b->ops->read(b, g->bounce + at, *from, n * sizeof **from);
+    *from = g->bounce + at;
+    return b->ops->finish(b, err);
+}
+
+/* Where the host may put n floats for `to`. */
+static float *place(struct group *g, float *to, size_t at, size_t n)
+{
+    if (!to || !g->backend->on_device)
+        return to;
+    sl_assert(at <= g->n_bounce && n <= g->n_bounce - at);
+    return g->bounce + at;
+}
+
+static void give(struct group *g, float *to, const float *placed, size_t n)
+{
+    if (to)
+        g->backend->ops->write(g->backend, to, placed, n * sizeof *to);
+}
+
+static size_t sum(const size_t *counts, uint32_t n)
+{
+    size_t total = 0;
+    for (uint32_t i = 0; i < n; i++)
+        total += counts[i];
+    return total;
+}
+
+/* ---- the exchange ---- */
 
 static void bytes_of(const size_t *counts, uint32_t n, size_t *out)
 {
@@ -14,9 +57,16 @@ static enum sl_status all_gather(void *ctx, const float *mine, float *all, const
                                  struct sl_err *err)
 {
     struct group *g = ctx;
-    size_t bytes[SL_LIMIT_ranks];
+    size_t bytes[SL_LIMIT_ranks], total = sum(counts, g->tp);
+    uint32_t me = g->rank % g->tp;
     bytes_of(counts, g->tp, bytes);
-    return sl_comm_all_gather(g->stage, mine, all, bytes, err);
+    enum sl_status s = take(g, &mine, sum(counts, me), counts[me], err);
+    float *placed = place(g, all, 0, total);
+    if (!s)
+        s = sl_comm_all_gather(g->stage, mine, placed, bytes, err);
+    if (!s)
+        give(g, all, placed, total);
+    return s;
 }
 
 static enum sl_status all_to_all(void *ctx, const float *send, const size_t *send_counts,
@@ -24,18 +74,32 @@ static enum sl_status all_to_all(void *ctx, const float *send, const size_t *sen
 {
     struct group *g = ctx;
     size_t out[SL_LIMIT_ranks], in[SL_LIMIT_ranks];
+    size_t n_out = sum(send_counts, g->tp), n_in = sum(recv_counts, g->tp);
     bytes_of(send_counts, g->tp, out);
     bytes_of(recv_counts, g->tp, in);
-    return sl_comm_all_to_all(g->stage, send, out, recv, in, err);
+    enum sl_status s = take(g, &send, 0, n_out, err);
+    float *placed = place(g, recv, n_out, n_in);
+    if (!s)
+        s = sl_comm_all_to_all(g->stage, send, out, placed, in, err);
+    if (!s)
+        give(g, recv, placed, n_in);
+    return s;
 }
 
 static enum sl_status gather(void *ctx, const float *mine, float *all, const size_t *counts,
                              struct sl_err *err)
 {
     struct group *g = ctx;
-    size_t bytes[SL_LIMIT_ranks];
+    size_t bytes[SL_LIMIT_ranks], total = sum(counts, g->tp);
+    uint32_t me = g->rank % g->tp;
     bytes_of(counts, g->tp, bytes);
-    return sl_comm_gather(g->stage, 0, mine, all, bytes, err);
+    enum sl_status s = take(g, &mine, all ? sum(counts, me) : 0, counts[me], err);
+    float *placed = place(g, all, 0, total);
+    if (!s)
+        s = sl_comm_gather(g->stage, 0, mine, placed, bytes, err);
+    if (!s)
+        give(g, all, placed, total);
+    return s;
 }
 
 static uint32_t rank_in(const struct group *g, uint32_t stage)
@@ -47,14 +111,22 @@ static enum sl_status send_to(void *ctx, uint32_t stage, const float *data, size
                               struct sl_err *err)
 {
     struct group *g = ctx;
-    return sl_comm_send(g->comm, rank_in(g, stage), data, n * sizeof *data, err);
+    enum sl_status s = take(g, &data, 0, n, err);
+    return s ? s : sl_comm_send(g->comm, rank_in(g, stage), data, n * sizeof *data, err);
 }
 
 static enum sl_status recv_from(void *ctx, uint32_t stage, float *data, size_t n,
                                 struct sl_err *err)
 {
     struct group *g = ctx;
-    return sl_comm_recv(g->comm, rank_in(g, stage), data, n * sizeof *data, err);
+    const float *none = data;
+    enum sl_status s = take(g, &none, 0, 0, err);
+    float *placed = place(g, data, 0, n);
+    if (!s)
+        s = sl_comm_recv(g->comm, rank_in(g, stage), placed, n * sizeof *data, err);
+    if (!s)
+        give(g, data, placed, n);
+    return s;
 }
 
 static void progress(void *ctx)
@@ -63,8 +135,25 @@ static void progress(void *ctx)
     sl_comm_progress(g->comm);
 }
 
-void sl_exchange_bind(struct group *g)
+void sl_exchange_unbind(struct group *g)
 {
+    if (g->bounce)
+        g->backend->ops->mirror_free(g->backend, g->bounce, NULL, g->n_bounce * sizeof(float));
+    g->bounce = NULL;
+    g->n_bounce = 0;
+}
+
+enum sl_status sl_exchange_bind(struct group *g, struct sl_backend *b, size_t n_floats,
+                                struct sl_err *err)
+{
+    sl_exchange_unbind(g);
+    g->backend = b;
+    if (b->on_device) {
+        g->bounce = b->ops->mirror(b, NULL, n_floats * sizeof(float));
+        if (!g->bounce)
+            return sl_fail(err, SL_NO_MEMORY, "engine: no memory to exchange %zu floats", n_floats);
+        g->n_bounce = n_floats;
+    }
     g->exchange = (struct sl_exchange){.ctx = g,
                                        .all_gather = all_gather,
                                        .all_to_all = all_to_all,
@@ -72,4 +161,5 @@ void sl_exchange_bind(struct group *g)
                                        .send = send_to,
                                        .recv = recv_from,
                                        .progress = progress};
+    return SL_OK;
 }

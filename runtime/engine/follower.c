@@ -25,7 +25,8 @@ static enum sl_status tell(struct sl_engine *e, struct sl_err *err)
     return sl_comm_send(g->comm, 0, &w, sizeof w, err);
 }
 
-/* A step that its checks refuse was refused by every rank alike, before a byte was exchanged. */
+/* A step that its checks refuse was refused by every rank alike, before a byte was exchanged. Else
+ * the group is lost, or the device. */
 static enum sl_status compute(struct sl_engine *e, const struct wire_head *h, struct sl_err *err)
 {
     struct group *g = e->group;
@@ -37,7 +38,7 @@ static enum sl_status compute(struct sl_engine *e, const struct wire_head *h, st
     if (!s)
         s = e->backend->ops->finish(e->backend, err);
     g->n_steps += !s;
-    return sl_group_is_loss(s) ? s : SL_OK;
+    return sl_group_is_loss(s) || s == SL_NO_MEMORY ? s : SL_OK;
 }
 
 /* One word of rank 0 and what it asks for. */
@@ -94,6 +95,11 @@ void *sl_follower_thread(void *arg)
         sl_log(SL_LOG_DEBUG, "rank %u of %u is in its group", g->rank, g->n_ranks);
         if (follow(e, &err)) {
             sl_group_end(g, SL_OK, NULL);
+            return NULL;
+        }
+        if (err.status == SL_NO_MEMORY) {
+            sl_log(SL_LOG_ERROR, "rank %u: %s", g->rank, err.msg);
+            sl_group_end(g, err.status, &err);
             return NULL;
         }
         sl_log(SL_LOG_WARN, "rank %u lost its group: %s", g->rank, err.msg);

@@ -57,7 +57,6 @@ enum sl_status sl_group_open(const struct sl_engine_place *place, const struct w
     for (uint32_t i = 0; i < g->n_ranks; i++)
         g->ranks[i].rank = i;
     pthread_mutex_init(&g->lock, NULL);
-    sl_exchange_bind(g);
     if (g->body_max != SIZE_MAX)
         g->body = malloc(g->body_max);
     if (!g->body || !copy(&g->rendezvous, place->rendezvous) || !copy(&g->host, place->host) ||

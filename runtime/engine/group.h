@@ -25,6 +25,9 @@ struct group {
     struct sl_comm *comm;  /* NULL while forming */
     struct sl_comm *stage; /* the tp ranks of this stage; NULL at tp 1 */
     struct sl_exchange exchange;
+    struct sl_backend *backend;
+    float *bounce; /* [n_bounce] where a device's floats are on their way; else NULL */
+    size_t n_bounce;
 
     uint32_t *body; /* a plan on its way */
     size_t body_max;
@@ -56,8 +59,11 @@ uint64_t sl_group_comm_bytes(const struct group *g);
 /* Whether a status of the forward pass or of an operation means that the group is lost. */
 bool sl_group_is_loss(enum sl_status status);
 
-/* exchange.c: the model's exchange over the group's communicators. */
-void sl_exchange_bind(struct group *g);
+/* exchange.c: the model's exchange over the group's communicators, of at most n_floats at once. May
+ * be called again for another model. Unbind while the backend is open. */
+enum sl_status sl_exchange_bind(struct group *g, struct sl_backend *b, size_t n_floats,
+                                struct sl_err *err);
+void sl_exchange_unbind(struct group *g);
 
 /* What a follower tells of itself; fixed size, as struct sl_engine_rank. */
 struct wire_status {

@@ -1,26 +1,34 @@
 /* How large an engine becomes: limits from options, model and memory, before anything is loaded. */
 #include "engine.h"
 
-#include <sluice/base/machine.h>
+#include <sluice/kernels/cuda.h>
 #include <stdlib.h>
 #include <string.h>
-#include <unistd.h>
 
 #define SEQS_DEFAULT         64
 #define QUEUE_DEFAULT        256
 #define PAGE_DEFAULT         16
 #define BATCH_TOKENS_DEFAULT 512
-#define KV_MEMORY_SHARE      4 /* at most a quarter of physical memory unless told otherwise */
+#define KV_MEMORY_SHARE      4  /* at most a quarter of the host's memory unless told otherwise */
+#define DEVICE_KEEPS         16 /* this share of a device's is left for kernels and others */
 
 static uint32_t or_default(uint32_t given, uint32_t def)
 {
     return given ? given : def;
 }
 
-static uint64_t physical_bytes(void)
+static enum sl_status open_cuda(const struct sl_engine_config *cfg, const char *name,
+                                struct sl_backend **out, struct sl_err *err)
 {
-    long pages = sysconf(_SC_PHYS_PAGES), size = sysconf(_SC_PAGESIZE);
-    return pages > 0 && size > 0 ? (uint64_t)pages * (uint64_t)size : (uint64_t)1 << 30;
+    const struct sl_cuda_plugin *p;
+    struct sl_cuda_config cuda = {.n_threads = or_default(cfg->n_threads, 1)};
+    uint32_t n = 0;
+    enum sl_status s = sl_cuda_load(name, cfg->cuda_plugin, &p, err);
+    if (s || (s = p->count(&n, err)))
+        return s;
+    /* The ranks of one machine share its devices out. */
+    cuda.device = cfg->device_given ? cfg->device : cfg->place.rank % n;
+    return p->open(&cuda, out, err);
 }
 
 enum sl_status sl_engine_open_backend(const struct sl_engine_config *cfg, struct sl_backend **out,
@@ -29,6 +37,8 @@ enum sl_status sl_engine_open_backend(const struct sl_engine_config *cfg, struct
     const char *name = cfg->backend ? cfg->backend : "cpu";
     if (!strcmp(name, "ref"))
         return sl_ref_open(out, err);
+    if (sl_cuda_is_backend(name))
+        return open_cuda(cfg, name, out, err);
     if (strcmp(name, "cpu") != 0)
         return sl_fail_param(err, SL_UNSUPPORTED, "backend", "backend '%s' is not implemented",
                              name);
@@ -73,6 +83,27 @@ static uint64_t page_bytes_max(const struct sl_engine *e, const struct sl_model_
     return most;
 }
 
+/* Memory for the KV cache unless told otherwise: a share of the host's, or what weights and scratch
+ * leave of the device's. */
+static enum sl_status kv_room(struct sl_engine *e, const struct sl_engine_config *cfg,
+                              uint64_t *room, struct sl_err *err)
+{
+    uint64_t total, n_free, taken = (uint64_t)e->info.max_seqs * e->info.n_vocab * sizeof(float);
+    struct sl_model_plan p;
+    e->backend->ops->memory(e->backend, &total, &n_free);
+    if (!e->backend->on_device) {
+        *room = total / KV_MEMORY_SHARE / ((uint64_t)e->shard.tp * e->shard.pp);
+        return SL_OK;
+    }
+    struct sl_model_options o = sl_engine_model_options(e);
+    enum sl_status s = sl_model_plan(cfg->gguf, e->backend, &o, cfg->kv_dtype, &p, err);
+    if (s)
+        return s;
+    taken += p.weight_bytes + p.scratch_bytes + total / DEVICE_KEEPS;
+    *room = n_free > taken ? n_free - taken : 0;
+    return SL_OK;
+}
+
 /* As many pages as every sequence at full length could need, or as memory allows. */
 static enum sl_status plan_pages(struct sl_engine *e, const struct sl_engine_config *cfg,
                                  const struct sl_model_config *m, struct sl_err *err)
@@ -81,9 +112,10 @@ static enum sl_status plan_pages(struct sl_engine *e, const struct sl_engine_con
     uint64_t page_bytes = page_bytes_max(e, m, cfg->kv_dtype);
     uint64_t seq_pages = (i->max_len + i->page_size - 1) / i->page_size;
     uint64_t pages = seq_pages * i->max_seqs;
-    uint64_t room = physical_bytes() / KV_MEMORY_SHARE / ((uint64_t)e->shard.tp * e->shard.pp);
-    if (cfg->kv_bytes)
-        room = cfg->kv_bytes;
+    uint64_t room = cfg->kv_bytes;
+    enum sl_status s = room ? SL_OK : kv_room(e, cfg, &room, err);
+    if (s)
+        return s;
     if (cfg->kv_bytes || pages > room / page_bytes)
         pages = room / page_bytes;
     if (pages > UINT32_MAX / 2)
@@ -137,7 +169,7 @@ enum sl_status sl_engine_has_room(const struct sl_engine *e, struct sl_err *err)
     struct sl_model_plan p;
     struct sl_model_options o = sl_engine_model_options(e);
     enum sl_status s = sl_model_plan(e->gguf, e->backend, &o, e->kv_dtype, &p, err);
-    sl_machine_memory(&total, &available);
+    e->backend->ops->memory(e->backend, &total, &available);
     if (s || !available || p.weight_bytes + p.scratch_bytes <= available)
         return s;
     return sl_fail(err, SL_NO_MEMORY, "engine: a shard of %llu bytes, %llu bytes are free",

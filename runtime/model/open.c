@@ -328,6 +328,18 @@ uint64_t sl_model_scratch_bytes(const struct sl_model *m)
     return m->scratch.n * sizeof(float);
 }
 
+size_t sl_model_exchange_floats(const struct sl_model *m)
+{
+    size_t n[N_SCRATCH];
+    uint64_t logits = (uint64_t)m->max_logit_rows * m->cfg.n_vocab;
+    scratch_sizes(m, n);
+    const uint64_t each[] = {n[2] /* a row's width, all rows */, n[7] /* parts */, padded(logits)};
+    uint64_t most = 0;
+    for (size_t i = 0; i < sizeof each / sizeof *each; i++)
+        most = each[i] > most ? each[i] : most;
+    return (size_t)most;
+}
+
 struct sl_model_class sl_model_class(const struct sl_model *m)
 {
     return (struct sl_model_class){.n_attn_slices = m->loose_sums ? 0 : o_slices(&m->cfg).n,

@@ -42,10 +42,17 @@ class Cli(unittest.TestCase):
         self.fails(3, "serve", TINY, "--config", "/nonexistent.yaml")
 
     def test_not_implemented(self):
-        for args in (("--backend", "cuda"), ("--speculation", "ngram")):
-            rc, _, err = run("serve", TINY, "--port", "0", *args)
-            self.assertEqual(rc, 1, err)
-            self.assertIn("not implemented", err)
+        rc, _, err = run("serve", TINY, "--port", "0", "--speculation", "ngram")
+        self.assertEqual(rc, 1, err)
+        self.assertIn("not implemented", err)
+
+    def test_no_device(self):
+        for backend in ("cuda", "cuda-emu"):
+            self.fails(5, "complete", TINY, "--backend", backend, "--cuda-plugin", "/none.so",
+                       says="/none.so")
+            self.fails(5, "serve", TINY, "--port", "0", "--backend", backend, "--cuda-plugin",
+                       "/none.so", says="/none.so")
+        self.fails(5, "complete", TINY, "--backend", "cuda-emu", "--device", "7", says="device 7")
 
     def test_keygen(self):
         self.fails(2, "keygen", says="--curve-dir")

@@ -331,8 +331,12 @@ static void bad_requests_are_refused(void **state)
     assert_int_equal(sl_engine_submit(e, &q, &err), SL_INVALID);
     assert_string_equal(err.param, "top_p");
     sl_engine_close(e);
-    cfg.backend = "cuda";
+    cfg.backend = "abacus";
     assert_int_equal(sl_engine_open(&cfg, &e, &err), SL_UNSUPPORTED);
+    cfg.backend = "cuda-emu";
+    cfg.cuda_plugin = "/nonexistent.so";
+    assert_int_equal(sl_engine_open(&cfg, &e, &err), SL_NO_MEMORY);
+    assert_string_equal(err.param, "backend");
     cfg = config();
     cfg.page_size = 48;
     assert_int_equal(sl_engine_open(&cfg, &e, &err), SL_USAGE);

@@ -37,23 +37,26 @@ struct sl_engine_place {
 
 struct sl_engine_config {
     struct sl_engine_place place;
-    const struct sl_gguf *gguf;   /* outlives the engine */
-    const char *backend;          /* "cpu" or "ref" */
+    const struct sl_gguf *gguf; /* outlives the engine */
+    const char *backend;        /* "cpu", "ref", "cuda", "cuda-emu" */
+    const char *cuda_plugin;    /* file of the last two; NULL: beside the program */
+    bool device_given;
+    uint32_t device; /* if not given: the rank's turn of those the machine has */
     enum sl_isa isa;
     uint32_t n_threads;
-    uint32_t max_seqs;            /* 0: 64 */
-    uint32_t max_batch_tokens;    /* 0: chosen by the model's size */
-    uint32_t max_len;             /* 0: the model's context */
-    uint64_t kv_bytes;            /* 0: chosen from max_seqs, max_len and free memory */
+    uint32_t max_seqs;         /* 0: 64 */
+    uint32_t max_batch_tokens; /* 0: chosen by the model's size */
+    uint32_t max_len;          /* 0: the model's context */
+    uint64_t kv_bytes;         /* 0: chosen from max_seqs, max_len and free memory */
     enum sl_dtype kv_dtype;
-    uint32_t page_size;           /* 0: 16 */
-    uint32_t queue_max;           /* 0: 256 */
+    uint32_t page_size; /* 0: 16 */
+    uint32_t queue_max; /* 0: 256 */
     bool prefix_cache;
-    bool kv_events;               /* tell of its changes: sl_engine_take_kv_events */
-    uint32_t step_target_ms;      /* 0: 200 */
-    uint32_t fixed_chunk;         /* > 0: exactly this prefill budget (tests) */
-    const char *weights_sha256;   /* hex, part of the class; NULL: "unknown" */
-    const uint32_t *stop_ids;     /* the tokenizer's end ids; copied */
+    bool kv_events;             /* tell of its changes: sl_engine_take_kv_events */
+    uint32_t step_target_ms;    /* 0: 200 */
+    uint32_t fixed_chunk;       /* > 0: exactly this prefill budget (tests) */
+    const char *weights_sha256; /* hex, part of the class; NULL: "unknown" */
+    const uint32_t *stop_ids;   /* the tokenizer's end ids; copied */
     uint32_t n_stop_ids;
     void (*progress)(void *ctx, uint64_t done_bytes, uint64_t total_bytes);
     void *progress_ctx;
@@ -68,10 +71,10 @@ struct sl_engine_info {
 
 /* A request; the engine copies everything during submit. */
 struct sl_engine_request {
-    struct sl_sched_request seq;  /* seq.user is kept and handed back */
+    struct sl_sched_request seq; /* seq.user is kept and handed back */
     struct sl_sampling sampling;
     uint32_t choice;
-    struct sl_export *export_to;  /* set by sl_export_open, else NULL */
+    struct sl_export *export_to; /* set by sl_export_open, else NULL */
 };
 
 struct sl_engine_out {
@@ -80,21 +83,22 @@ struct sl_engine_out {
     bool has_token;
     struct sl_sampled token;
     enum sl_end end;
-    enum sl_status status;        /* with SL_END_ERROR */
-    uint32_t n_cached;            /* set with the first token */
+    enum sl_status status; /* with SL_END_ERROR */
+    uint32_t n_cached;     /* set with the first token */
 };
 /* Counters readable at any time from any thread. */
 struct sl_engine_stats {
     struct sl_sched_stats sched;
-    uint64_t last_progress_ns;    /* end of the last step, or now while idle */
-    uint64_t step_expected_ns;    /* how long the step in progress should take; 0: unknown */
+    uint64_t last_progress_ns; /* end of the last step, or now while idle */
+    uint64_t step_expected_ns; /* how long the step in progress should take; 0: unknown */
     uint64_t n_op_calls;
     uint64_t step_ns_sum;
 };
 enum sl_group_state {
     SL_GROUP_FORMING, /* at first, and after a rank was lost; requests wait */
-    SL_GROUP_UP,      /* always, for an engine of its own */
-    SL_GROUP_ENDED    /* for good: `why` says it; SL_OK when rank 0 left on purpose */
+    SL_GROUP_UP,      /* an engine of its own from the first */
+    SL_GROUP_ENDED    /* for good: `why` says it; SL_OK when rank 0 left on purpose. An engine of
+                       * its own ends when its device has failed: SL_NO_MEMORY */
 };
 struct sl_engine_group {
     enum sl_group_state state;
@@ -102,7 +106,7 @@ struct sl_engine_group {
     uint64_t up_ns;    /* when it last came up */
     uint32_t blamed;   /* rank that the last loss is put down to, or n_ranks */
     uint32_t n_ranks, tp, pp;
-    uint64_t n_formed; /* how often it came together */
+    uint64_t n_formed;      /* how often it came together */
     uint64_t kv_room_bytes; /* kv_bytes that make a rank of this layout have the same pages */
     uint32_t max_len;
     struct sl_err why;
@@ -137,8 +141,8 @@ struct sl_engine_plan {
     struct sl_engine_info limits; /* numbers only */
     struct sl_engine_plan_rank ranks[SL_LIMIT_ranks];
 };
-/* What sl_engine_open would take at every rank of cfg->place.tp x pp. SL_CONFIG for degrees that the
- * model does not admit; tp_max and pp_max are filled in then as well. */
+/* What sl_engine_open would take at every rank of cfg->place.tp x pp. SL_CONFIG for degrees that
+ * the model does not admit; tp_max and pp_max are filled in then as well. */
 enum sl_status sl_engine_plan(const struct sl_engine_config *cfg, struct sl_engine_plan *out,
                               struct sl_err *err);
 

@@ -79,6 +79,9 @@ const struct sl_shard *sl_model_shard(const struct sl_model *m);
 uint64_t sl_model_weight_bytes(const struct sl_model *m);  /* packed, without the mapping */
 uint64_t sl_model_scratch_bytes(const struct sl_model *m); /* activations and rope tables */
 
+/* The most floats that one call of the exchange sends and receives together. */
+size_t sl_model_exchange_floats(const struct sl_model *m);
+
 /* Bytes of one rank. */
 struct sl_model_plan {
     struct sl_shard_part part;
