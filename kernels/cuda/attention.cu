@@ -1,174 +1,14 @@
-/* Paged KV, and causal attention over it in two forms with the same bits (kernels/num.h).
+/* Causal attention over pages, in two forms with the same bits (kernels/num.h).
  *
- * Short: sequences of few query tokens. A block takes one segment of one KV head and all query
- * heads of its group, so K and V are read once; pages come by cp.async in two stages. A thread of
- * the scores holds all 16 partial sums of one position, a thread of the output two elements of some
+ * Here, sequences of few query tokens. A block takes one segment of one KV head and the query heads
+ * of its group, so K and V are read once; pages come by cp.async in two stages. A thread of the
+ * scores holds all 16 partial sums of one position, a thread of the output two elements of some
  * rows, walking the positions upwards: no shuffles but in the softmax. Bound by memory: 4 rows take
  * 4 fma an element of K or V, an H100's SM gets 7.5 elements of f16 a clock of its 32 possible.
- * A second kernel folds the segments in index order.
- *
- * Long: a block takes a tile of query rows through all segments, K and V as float32 in shared
- * memory. Bound by shared memory: 8 loads of 16 bytes for 64 fma.
+ * A second kernel folds the segments in index order. Longer ones: attention_long.cu.
  *
  * Grids depend on nothing that only the device knows: blocks without work leave at once. */
-#include "cuda/launch.h"
-#include "cuda/math.cuh"
-#include "cuda/tile_attn.cuh"
-
-enum { SEG = CUDA_ATTN_SEGMENT, BLOCK = ATTN_BLOCK };
-
-struct attn_args {
-    const uint8_t *layer;
-    attn_pages g;
-    const uint32_t *q_start, *pos, *page_start, *pages, *seq_of;
-    uint32_t n_heads, group, kv_first, q_stride, out_stride;
-    uint32_t n_seg;     /* of the longest sequence; 1: results go straight to `out` */
-    uint32_t short_max; /* query tokens of a short sequence, at most */
-    float scale;
-    const float *q;
-    float *out, *partial_ml, *partial_o;
-};
-
-/* ---- reading pages ---- */
-
-__device__ static const uint8_t *page_of(const attn_args &a, uint32_t seq, uint32_t pos)
-{
-    uint32_t page = a.pages[a.page_start[seq] + (pos >> a.g.page_shift)];
-    return a.layer + page * a.g.page_bytes;
-}
-
-/* Where a row is, and its int8 scale. */
-struct kv_row {
-    const uint8_t *data, *scale;
-};
-
-template <enum sl_dtype TYPE>
-__device__ static kv_row row_of(const attn_args &a, uint32_t seq, uint32_t half, uint32_t head,
-                                uint32_t pos)
-{
-    const uint8_t *page = page_of(a, seq, pos);
-    uint32_t slot = pos & ((1u << a.g.page_shift) - 1);
-    kv_row r;
-    r.data = page + attn_row_at(&a.g, attn_elem_bytes(TYPE), half, head, slot);
-    r.scale = TYPE == SL_I8 ? page + attn_scale_at(&a.g, half, head, slot) : nullptr;
-    return r;
-}
-
-/* Scales of odd head sizes lie at any address. */
-__device__ static float load_scale(const uint8_t *p)
-{
-    uint32_t u = 0;
-    UNROLL
-    for (uint32_t i = 0; i < 4; i++)
-        u |= (uint32_t)p[i] << 8 * i;
-    return __uint_as_float(u);
-}
-
-template <enum sl_dtype TYPE>
-__device__ static float element(const uint8_t *row, uint32_t d, float scale)
-{
-    if (TYPE == SL_F32)
-        return reinterpret_cast<const float *>(row)[d];
-    if (TYPE == SL_I8)
-        return (float)reinterpret_cast<const int8_t *>(row)[d] * scale;
-    uint16_t h = reinterpret_cast<const uint16_t *>(row)[d];
-    return TYPE == SL_F16 ? dev_from_f16(h) : dev_from_bf16(h);
-}
-
-template <enum sl_dtype TYPE> __device__ static float half_word(uint32_t w, uint32_t high)
-{
-    uint16_t h = (uint16_t)(high ? w >> 16 : w & 0xffffu);
-    return TYPE == SL_F16 ? dev_from_f16(h) : dev_from_bf16(h);
-}
-
-/* Elements [first, first + 4) of a row at 16 bytes, the group of 16 by loads of 16 bytes. */
-template <enum sl_dtype TYPE>
-__device__ static void load_group(const uint8_t *p, float scale, float out[16])
-{
-    const uint4 *from = reinterpret_cast<const uint4 *>(p);
-    const uint32_t n = attn_elem_bytes(TYPE);
-    UNROLL
-    for (uint32_t i = 0; i < n; i++) {
-        uint4 v = from[i];
-        uint32_t w[4] = {v.x, v.y, v.z, v.w};
-        UNROLL
-        for (uint32_t j = 0; j < 16 / n; j++) {
-            float *to = out + i * (16 / n) + j;
-            if (TYPE == SL_F32)
-                *to = __uint_as_float(w[j % 4]);
-            else if (TYPE == SL_I8)
-                *to = (float)(int8_t)(w[j / 4] >> 8 * (j % 4)) * scale;
-            else
-                *to = half_word<TYPE>(w[j / 2 % 4], j % 2);
-        }
-    }
-}
-
-/* ---- rows of a tile ---- */
-
-struct tile {
-    uint32_t seq, head; /* KV head of the call */
-    uint32_t first;     /* token of the sequence's first row */
-    uint32_t r0, n_rows;
-    uint32_t end; /* positions that the last row sees */
-};
-
-__device__ static uint32_t token_of(const attn_args &a, const tile &t, uint32_t r)
-{
-    return t.first + (t.r0 + r) / a.group;
-}
-
-__device__ static uint32_t head_of(const attn_args &a, const tile &t, uint32_t r)
-{
-    return t.head * a.group + (t.r0 + r) % a.group;
-}
-
-/* Positions of the segment from `base` that row r sees. */
-__device__ static uint32_t seen_by(const attn_args &a, const tile &t, uint32_t r, uint32_t base)
-{
-    uint32_t pos = a.pos[token_of(a, t, r)];
-    return pos < base ? 0 : min(pos - base + 1, (uint32_t)SEG);
-}
-
-/* False: no such tile, or the sequence is of the other form. */
-__device__ static bool make_tile(const attn_args &a, uint32_t seq, uint32_t head, uint32_t r0,
-                                 uint32_t rows, bool of_short, tile *t)
-{
-    uint32_t first = a.q_start[seq], n_tok = a.q_start[seq + 1] - first;
-    if (n_tok * a.group <= r0 || (n_tok <= a.short_max) != of_short)
-        return false;
-    *t = {seq, head, first, r0, min(n_tok * a.group - r0, rows), 0};
-    t->end = a.pos[token_of(a, *t, t->n_rows - 1)] + 1;
-    return true;
-}
-
-/* p = exp(s - max) of a half-warp's row, n of them (0: none), in place; the sum and the maximum. */
-__device__ static float softmax_row(float *s, uint32_t n, float *max)
-{
-    uint32_t lane = threadIdx.x % 16;
-    float m = -MATH_INFINITY, sum = 0.0f;
-    for (uint32_t i = lane; i < n; i += 16)
-        m = s[i] > m ? s[i] : m;
-    m = math_fold_max(m);
-    for (uint32_t i = lane; i < n; i += 16) {
-        float p = math_exp(s[i] - m);
-        s[i] = p;
-        sum = sum + p;
-    }
-    *max = m;
-    return math_fold_sum(sum);
-}
-
-/* Factors that merge the next segment: of what is there, and of what comes. */
-__device__ static void merge_factors(float *m, float m2, float *f, float *f2)
-{
-    float top = *m > m2 ? *m : m2;
-    *f = math_exp(*m - top);
-    *f2 = math_exp(m2 - top);
-    *m = top;
-}
-
-/* ---- short ---- */
+#include "cuda/attn.cuh"
 
 /* Shared memory of a block (attn_short). */
 struct short_smem {
@@ -464,280 +304,6 @@ static __global__ void __launch_bounds__(BLOCK) attention_fold(attn_args a)
     a.out[(size_t)tok * a.out_stride + u] = o / l;
 }
 
-/* ---- long ---- */
-
-/* Shared memory of a block (attn_long). f, f2: what a merge multiplies by. */
-struct long_smem {
-    float *q, *p, *kv, *max, *sum, *f, *f2;
-    uint32_t *seen;
-};
-
-__device__ static long_smem cut_smem(float *sm, const attn_long &g)
-{
-    long_smem s;
-    s.q = sm;
-    s.p = sm + g.rows * g.stride;
-    s.kv = sm + g.kv_at;
-    s.max = sm + g.words_at;
-    s.sum = s.max + g.rows;
-    s.f = s.sum + g.rows;
-    s.f2 = s.f + g.rows;
-    s.seen = reinterpret_cast<uint32_t *>(s.f2 + g.rows);
-    return s;
-}
-
-/* A group of 16 elements to shared memory: lanes j, j + 4, j + 8, j + 12 side by side, or as is. */
-__device__ static void store_group(float *to, const float v[16], bool by_lane)
-{
-    float4 *f = reinterpret_cast<float4 *>(to);
-    UNROLL
-    for (uint32_t j = 0; j < 4; j++)
-        f[j] = by_lane ? make_float4(v[j], v[j + 4], v[j + 8], v[j + 12])
-                       : make_float4(v[4 * j], v[4 * j + 1], v[4 * j + 2], v[4 * j + 3]);
-}
-
-/* Positions [pos, pos + n) of one half as float32, then zeros up to a multiple of 4. Threads run
- * over positions first, so that 8 of them store to 8 rows. */
-template <enum sl_dtype TYPE>
-__device__ static void load_rows(const attn_args &a, const attn_long &g, const tile &t,
-                                 uint32_t half, uint32_t pos, uint32_t n, float *kv)
-{
-    const uint32_t elem = attn_elem_bytes(TYPE), n4 = (n + 3) & ~3u, dim = a.g.head_dim;
-    for (uint32_t u = threadIdx.x; u < attn_padded(dim) / 16 * g.chunk; u += BLOCK) {
-        uint32_t i = u % g.chunk, d = u / g.chunk * 16;
-        float v[16] = {};
-        if (i >= n4)
-            continue;
-        if (i < n) {
-            kv_row r = row_of<TYPE>(a, t.seq, half, a.kv_first + t.head, pos + i);
-            float scale = TYPE == SL_I8 ? load_scale(r.scale) : 1.0f;
-            if (a.g.aligned && d + 16 <= dim) {
-                load_group<TYPE>(r.data + d * elem, scale, v);
-            } else {
-                UNROLL
-                for (uint32_t j = 0; j < 16; j++)
-                    v[j] = d + j < dim ? element<TYPE>(r.data, d + j, scale) : 0.0f;
-            }
-        }
-        store_group(kv + i * g.stride + d, v, half == 0);
-    }
-}
-
-/* Four lanes' part of 4 rows x 4 positions. */
-__device__ static void score_tile(const float *q, const float *k, uint32_t stride, uint32_t padded,
-                                  float acc[4][4][4])
-{
-    for (uint32_t d = 0; d < padded; d += 16) {
-        float4 kv[4];
-        UNROLL
-        for (uint32_t i = 0; i < 4; i++)
-            kv[i] = *reinterpret_cast<const float4 *>(k + i * stride + d);
-        UNROLL
-        for (uint32_t r = 0; r < 4; r++) {
-            float4 v = *reinterpret_cast<const float4 *>(q + r * stride + d);
-            UNROLL
-            for (uint32_t i = 0; i < 4; i++) {
-                float *to = acc[r][i];
-                to[0] = __fmaf_rn(v.x, kv[i].x, to[0]);
-                to[1] = __fmaf_rn(v.y, kv[i].y, to[1]);
-                to[2] = __fmaf_rn(v.z, kv[i].z, to[2]);
-                to[3] = __fmaf_rn(v.w, kv[i].w, to[3]);
-            }
-        }
-    }
-}
-
-/* Folds the lanes of four threads; thread j gets row j's four positions. By halves: lanes 8 and
- * then 4 apart are the thread's own, those 2 and 1 apart its neighbours', and of two rows each
- * thread sends the one that it does not keep. */
-__device__ static float4 fold_tile(const float acc[4][4][4], uint32_t j)
-{
-    float two[2][4], one[4];
-    UNROLL
-    for (uint32_t i = 0; i < 4; i++) {
-        float v[4];
-        UNROLL
-        for (uint32_t r = 0; r < 4; r++)
-            v[r] = (acc[r][i][0] + acc[r][i][2]) + (acc[r][i][1] + acc[r][i][3]);
-        UNROLL
-        for (uint32_t r = 0; r < 2; r++) {
-            float mine = j & 2 ? v[r + 2] : v[r], send = j & 2 ? v[r] : v[r + 2];
-            two[r][i] = mine + __shfl_xor_sync(FULL_WARP, send, 2);
-        }
-        float mine = j & 1 ? two[1][i] : two[0][i], send = j & 1 ? two[0][i] : two[1][i];
-        one[i] = mine + __shfl_xor_sync(FULL_WARP, send, 1);
-    }
-    return make_float4(one[0], one[1], one[2], one[3]);
-}
-
-/* Scores of positions [p0, p0 + n) of the segment; n rounded up to 4. */
-__device__ static void score_chunk(const attn_long &g, const long_smem &s, uint32_t padded,
-                                   uint32_t p0, uint32_t n, float scale)
-{
-    uint32_t across = (n + 3) / 4, n_tiles = across * (g.rows / 4), j = threadIdx.x % 4;
-    /* Whole warps run together: quads beyond the last tile repeat it. */
-    for (uint32_t u = threadIdx.x / 4; u < ((n_tiles + 7) & ~7u); u += BLOCK / 4) {
-        uint32_t at = min(u, n_tiles - 1), i = at % across * 4, r = at / across * 4;
-        float acc[4][4][4] = {};
-        score_tile(s.q + r * g.stride + 4 * j, s.kv + i * g.stride + 4 * j, g.stride, padded, acc);
-        float4 v = fold_tile(acc, j);
-        if (u < n_tiles)
-            *reinterpret_cast<float4 *>(s.p + (r + j) * ATTN_P_STRIDE + p0 + i) =
-                make_float4(v.x * scale, v.y * scale, v.z * scale, v.w * scale);
-    }
-}
-
-/* Every row's weights, and what merging the segment takes. Half-warps, a row each. */
-__device__ static void softmax_rows(const attn_long &g, const tile &t, const long_smem &s,
-                                    uint32_t base)
-{
-    for (uint32_t r = threadIdx.x / 16; r < ((g.rows + 7) & ~7u); r += BLOCK / 16) {
-        uint32_t n = r < t.n_rows ? s.seen[r] : 0;
-        float m2 = 0.0f, l2 = softmax_row(s.p + r * ATTN_P_STRIDE, n, &m2);
-        if (n == 0 || threadIdx.x % 16 != 0)
-            continue;
-        if (base == 0) {
-            s.max[r] = m2;
-            s.sum[r] = l2;
-        } else {
-            float m = s.max[r], f, f2;
-            merge_factors(&m, m2, &f, &f2);
-            s.max[r] = m;
-            s.sum[r] = __fmaf_rn(l2, f2, s.sum[r] * f);
-            s.f[r] = f;
-            s.f2[r] = f2;
-        }
-    }
-}
-
-/* What a thread weighs: elements d to d + 3 of rows r to r + 3; none where r is beyond the tile. */
-struct weigh_quad {
-    uint32_t d, r;
-};
-
-__device__ static float at4(const float4 &v, uint32_t i)
-{
-    return i == 0 ? v.x : i == 1 ? v.y : i == 2 ? v.z : v.w;
-}
-
-/* Adds positions [p0, p0 + n) to acc [row][element]; n rounded up to 4. */
-__device__ static void weigh_chunk(const attn_long &g, const long_smem &s, const weigh_quad &w,
-                                   uint32_t p0, uint32_t n, float acc[4][4])
-{
-    uint32_t seen[4], all = n;
-    UNROLL
-    for (uint32_t r = 0; r < 4; r++) {
-        uint32_t at = s.seen[w.r + r];
-        seen[r] = at > p0 ? at - p0 : 0;
-        all = min(all, seen[r]);
-    }
-    for (uint32_t i = 0; i < n; i += 4) {
-        float4 p[4];
-        UNROLL
-        for (uint32_t r = 0; r < 4; r++)
-            p[r] = *reinterpret_cast<const float4 *>(s.p + (w.r + r) * ATTN_P_STRIDE + p0 + i);
-        UNROLL
-        for (uint32_t k = 0; k < 4; k++) {
-            float4 v = *reinterpret_cast<const float4 *>(s.kv + (i + k) * g.stride + w.d);
-            UNROLL
-            for (uint32_t r = 0; r < 4; r++) {
-                if (i + 4 > all && i + k >= seen[r])
-                    continue;
-                float x = at4(p[r], k);
-                acc[r][0] = __fmaf_rn(x, v.x, acc[r][0]);
-                acc[r][1] = __fmaf_rn(x, v.y, acc[r][1]);
-                acc[r][2] = __fmaf_rn(x, v.z, acc[r][2]);
-                acc[r][3] = __fmaf_rn(x, v.w, acc[r][3]);
-            }
-        }
-    }
-}
-
-/* Folds the segment into the rows' running results, which live in `out`, the thread's own. */
-__device__ static void merge_quad(const attn_args &a, const tile &t, const long_smem &s,
-                                  const weigh_quad &w, uint32_t base, const float acc[4][4])
-{
-    UNROLL
-    for (uint32_t r = 0; r < 4; r++) {
-        uint32_t row = w.r + r;
-        if (row >= t.n_rows || s.seen[row] == 0)
-            continue;
-        float *o =
-            a.out + (size_t)token_of(a, t, row) * a.out_stride + head_of(a, t, row) * a.g.head_dim;
-        UNROLL
-        for (uint32_t e = 0; e < 4; e++)
-            if (w.d + e < a.g.head_dim)
-                o[w.d + e] =
-                    base == 0 ? acc[r][e] : __fmaf_rn(acc[r][e], s.f2[row], o[w.d + e] * s.f[row]);
-    }
-}
-
-__device__ static void finish_quad(const attn_args &a, const tile &t, const long_smem &s,
-                                   const weigh_quad &w)
-{
-    for (uint32_t row = w.r; row < min(w.r + 4, t.n_rows); row++) {
-        float *o =
-            a.out + (size_t)token_of(a, t, row) * a.out_stride + head_of(a, t, row) * a.g.head_dim;
-        for (uint32_t d = w.d; d < min(w.d + 4, a.g.head_dim); d++)
-            o[d] = o[d] / s.sum[row];
-    }
-}
-
-__device__ static void load_queries(const attn_args &a, const attn_long &g, const tile &t,
-                                    uint32_t padded, float *q)
-{
-    for (uint32_t u = threadIdx.x; u < g.rows * padded; u += BLOCK) {
-        uint32_t r = u / padded, d = u % padded;
-        float v = 0.0f;
-        if (r < t.n_rows && d < a.g.head_dim)
-            v = a.q[(size_t)token_of(a, t, r) * a.q_stride + head_of(a, t, r) * a.g.head_dim + d];
-        q[r * g.stride + (d & ~15u) + attn_lane_word(d % 16)] = v;
-    }
-}
-
-/* blockIdx: tile of rows (the last, which has most to do, first), KV head, sequence. */
-template <enum sl_dtype TYPE>
-static __global__ void __launch_bounds__(BLOCK) attention_long(attn_args a, attn_long g)
-{
-    DYN_SHARED(float, sm);
-    tile t;
-    if (!make_tile(a, blockIdx.z, blockIdx.y, (gridDim.x - 1 - blockIdx.x) * g.rows, g.rows, false,
-                   &t))
-        return;
-    const uint32_t padded = attn_padded(a.g.head_dim);
-    const long_smem s = cut_smem(sm, g);
-    const weigh_quad w = {threadIdx.x % (padded / 4) * 4, threadIdx.x / (padded / 4) * 4};
-    load_queries(a, g, t, padded, s.q);
-    for (uint32_t base = 0; base < t.end; base += SEG) {
-        uint32_t n_pos = min(t.end - base, (uint32_t)SEG);
-        float acc[4][4] = {};
-        /* Rows that are not there see what the last one sees. */
-        if (threadIdx.x < g.rows)
-            s.seen[threadIdx.x] = seen_by(a, t, min(threadIdx.x, t.n_rows - 1), base);
-        for (uint32_t p0 = 0; p0 < n_pos; p0 += g.chunk) {
-            uint32_t n = min(n_pos - p0, g.chunk);
-            load_rows<TYPE>(a, g, t, 0, base + p0, n, s.kv);
-            __syncthreads();
-            score_chunk(g, s, padded, p0, n, a.scale);
-            __syncthreads();
-        }
-        softmax_rows(g, t, s, base);
-        for (uint32_t p0 = 0; p0 < n_pos; p0 += g.chunk) {
-            uint32_t n = min(n_pos - p0, g.chunk);
-            load_rows<TYPE>(a, g, t, 1, base + p0, n, s.kv);
-            __syncthreads();
-            if (w.r < g.rows)
-                weigh_chunk(g, s, w, p0, n, acc);
-            __syncthreads();
-        }
-        if (w.r < g.rows)
-            merge_quad(a, t, s, w, base, acc);
-        __syncthreads();
-    }
-    if (w.r < g.rows)
-        finish_quad(a, t, s, w);
-}
-
 /* ---- launches ---- */
 
 /* All sequences are short where heads are too wide for the other form. */
@@ -757,24 +323,21 @@ size_t cuda_attention_scratch(uint32_t n_seq, uint32_t n_tok, uint32_t n_heads, 
 }
 
 template <enum sl_dtype TYPE>
-static cudaError_t launch_attention(cudaStream_t s, const attn_args &a,
-                                    const struct cuda_batch *batch, uint32_t n_kv_heads)
+static cudaError_t launch(cudaStream_t s, const attn_args &a, const struct cuda_batch *batch,
+                          uint32_t n_kv_heads)
 {
-    uint32_t short_tok = min(batch->max_rows, a.short_max), dim = a.g.head_dim;
-    attn_short g = attn_plan_short(dim, attn_elem_bytes(TYPE), short_tok * a.group);
-    uint32_t n_tiles = (short_tok * a.group + g.rows - 1) / g.rows;
-    cudaError_t err =
-        KLAUNCH(attention_short<TYPE>, dim3(a.n_seg, n_kv_heads * n_tiles, batch->n_seq), BLOCK,
-                g.smem, s, a, g, n_tiles);
+    uint32_t n_tok = min(batch->max_rows, a.short_max), dim = a.g.head_dim;
+    attn_short g = attn_plan_short(dim, attn_elem_bytes(TYPE), n_tok * a.group);
+    uint32_t n_tiles = (n_tok * a.group + g.rows - 1) / g.rows;
+    cudaError_t err = KLAUNCH_AS("attention_short", attention_short<TYPE>,
+                                 dim3(a.n_seg, n_kv_heads * n_tiles, batch->n_seq), BLOCK, g.smem,
+                                 s, a, g, n_tiles);
     if (err == cudaSuccess && a.n_seg > 1)
         err = KLAUNCH(attention_fold, dim3(batch->n_tok, (a.n_heads * dim + BLOCK - 1) / BLOCK),
                       BLOCK, 0, s, a);
     if (err != cudaSuccess || batch->max_rows <= a.short_max)
         return err;
-    attn_long l = attn_plan_long(dim);
-    n_tiles = (batch->max_rows * a.group + l.rows - 1) / l.rows;
-    return KLAUNCH(attention_long<TYPE>, dim3(n_tiles, n_kv_heads, batch->n_seq), BLOCK, l.smem, s,
-                   a, l);
+    return attn_launch_long(s, TYPE, a, batch, n_kv_heads);
 }
 
 cudaError_t cuda_attention(cudaStream_t s, const struct cuda_kv *kv, const struct cuda_batch *batch,
@@ -805,13 +368,13 @@ cudaError_t cuda_attention(cudaStream_t s, const struct cuda_kv *kv, const struc
     a.partial_o = a.partial_ml + 2 * slots * a.n_heads * a.n_seg;
     switch (kv->dtype) {
     case SL_F32:
-        return launch_attention<SL_F32>(s, a, batch, at->n_kv_heads);
+        return launch<SL_F32>(s, a, batch, at->n_kv_heads);
     case SL_F16:
-        return launch_attention<SL_F16>(s, a, batch, at->n_kv_heads);
+        return launch<SL_F16>(s, a, batch, at->n_kv_heads);
     case SL_BF16:
-        return launch_attention<SL_BF16>(s, a, batch, at->n_kv_heads);
+        return launch<SL_BF16>(s, a, batch, at->n_kv_heads);
     case SL_I8:
-        return launch_attention<SL_I8>(s, a, batch, at->n_kv_heads);
+        return launch<SL_I8>(s, a, batch, at->n_kv_heads);
     default:
         return cudaErrorInvalidValue;
     }

@@ -142,11 +142,11 @@ cudaError_t cuda_kv_write(cudaStream_t s, const struct cuda_kv *kv, const struct
         return cudaSuccess;
     switch (kv->dtype) {
     case SL_F32:
-        return KLAUNCH(kv_write<SL_F32>, grid, BLOCK, 0, s, a);
+        return KLAUNCH_AS("kv_write", kv_write<SL_F32>, grid, BLOCK, 0, s, a);
     case SL_F16:
-        return KLAUNCH(kv_write<SL_F16>, grid, BLOCK, 0, s, a);
+        return KLAUNCH_AS("kv_write", kv_write<SL_F16>, grid, BLOCK, 0, s, a);
     case SL_BF16:
-        return KLAUNCH(kv_write<SL_BF16>, grid, BLOCK, 0, s, a);
+        return KLAUNCH_AS("kv_write", kv_write<SL_BF16>, grid, BLOCK, 0, s, a);
     case SL_I8:
         grid = (uint32_t)((rows + BLOCK / 32 - 1) / (BLOCK / 32));
         return KLAUNCH(kv_write_int8, grid, BLOCK, 0, s, a);

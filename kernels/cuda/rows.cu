@@ -145,17 +145,17 @@ cudaError_t cuda_embed(cudaStream_t s, enum sl_dtype dtype, const void *table, u
     uint32_t grid = quad_blocks(n_tok, k);
     switch (dtype) {
     case SL_F32:
-        return KLAUNCH(embed<SL_F32>, grid, BLOCK, 0, s, table, k, ids, n_tok, out);
+        return KLAUNCH_AS("embed", embed<SL_F32>, grid, BLOCK, 0, s, table, k, ids, n_tok, out);
     case SL_F16:
-        return KLAUNCH(embed<SL_F16>, grid, BLOCK, 0, s, table, k, ids, n_tok, out);
+        return KLAUNCH_AS("embed", embed<SL_F16>, grid, BLOCK, 0, s, table, k, ids, n_tok, out);
     case SL_BF16:
-        return KLAUNCH(embed<SL_BF16>, grid, BLOCK, 0, s, table, k, ids, n_tok, out);
+        return KLAUNCH_AS("embed", embed<SL_BF16>, grid, BLOCK, 0, s, table, k, ids, n_tok, out);
     case SL_Q8_0:
-        return KLAUNCH(embed<SL_Q8_0>, grid, BLOCK, 0, s, table, k, ids, n_tok, out);
+        return KLAUNCH_AS("embed", embed<SL_Q8_0>, grid, BLOCK, 0, s, table, k, ids, n_tok, out);
     case SL_Q4_0:
-        return KLAUNCH(embed<SL_Q4_0>, grid, BLOCK, 0, s, table, k, ids, n_tok, out);
+        return KLAUNCH_AS("embed", embed<SL_Q4_0>, grid, BLOCK, 0, s, table, k, ids, n_tok, out);
     case SL_Q4_1:
-        return KLAUNCH(embed<SL_Q4_1>, grid, BLOCK, 0, s, table, k, ids, n_tok, out);
+        return KLAUNCH_AS("embed", embed<SL_Q4_1>, grid, BLOCK, 0, s, table, k, ids, n_tok, out);
     default:
         return cudaErrorInvalidValue;
     }
