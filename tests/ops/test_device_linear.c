@@ -34,13 +34,13 @@ struct problem {
 };
 
 /* Packed in two calls that cut a tile in two, last rows first. */
-static void pack(struct problem *p)
+static void pack(struct problem *p, int fill)
 {
     struct shape s = p->shape;
     size_t row = sl_dtype_bytes(p->type, s.k), bytes = cuda_pack_bytes(p->type, s.n, s.k);
     uint32_t cut = s.n / 3;
     p->packed = aligned_alloc(64, (bytes + 63) / 64 * 64);
-    memset(p->packed, 0xff, bytes);
+    memset(p->packed, fill, bytes);
     assert_int_equal(
         cuda_pack(NULL, p->type, s.n, s.k, cut, s.n - cut, p->raw + cut * row, row, p->packed),
         cudaSuccess);
@@ -57,7 +57,7 @@ static struct problem make_problem(enum sl_dtype type, struct shape s, uint32_t 
     sl_quantize_row(type, w, p.raw, (size_t)s.n * s.k);
     p.bias = random_floats(s.n, 1.0f, seed + 1);
     free(w);
-    pack(&p);
+    pack(&p, 0xff);
     return p;
 }
 
@@ -277,6 +277,43 @@ static void parts_are_the_cpus(void **state)
     scalar->ops->close(scalar);
 }
 
+/* So many outputs that warps stand side by side, in groups whose slices are unlike in length. */
+static void warps_side_by_side_keep_step(void **state)
+{
+    (void)state;
+    static const uint32_t tokens[] = {9, 17, 33};
+    struct sl_backend *scalar = open_scalar();
+    for (size_t t = 0; t < sizeof types / sizeof *types; t++) {
+        struct problem p = make_problem(types[t], (struct shape){4100, 160, 32}, 7);
+        for (size_t m = 0; m < 3; m++) {
+            struct call c = {tokens[m], 160, 4100, false, m == 1};
+            float *x = random_floats((size_t)c.n_tok * 160, 2.0f, 8);
+            device_options.seed = (m + t) % 4 + 1;
+            check(scalar, &p, &c, x);
+            free(x);
+        }
+        free_problem(&p);
+    }
+    scalar->ops->close(scalar);
+}
+
+/* What was in the buffer before does not stay, be it padding. */
+static void packing_fills_the_buffer(void **state)
+{
+    (void)state;
+    for (size_t t = 0; t < sizeof types / sizeof *types; t++) {
+        struct problem p = make_problem(types[t], (struct shape){37, 96, 0}, 2);
+        size_t bytes = cuda_pack_bytes(types[t], 37, 96);
+        uint8_t *first = malloc(bytes);
+        memcpy(first, p.packed, bytes);
+        free(p.packed);
+        pack(&p, 0x5a);
+        assert_memory_equal(first, p.packed, bytes);
+        free(first);
+        free_problem(&p);
+    }
+}
+
 /* Row 1 holds a NaN, row 2 an infinity, row 3 zeros, row 4 numbers too small to scale, row 5 the
  * greatest finite ones. */
 static void sick_rows_stay_alone(void **state)
@@ -366,6 +403,8 @@ int main(void)
         cmocka_unit_test(every_shape_gives_scalars_bits),
         cmocka_unit_test(a_row_alone_has_the_bits_it_has_among_others),
         cmocka_unit_test(parts_are_the_cpus),
+        cmocka_unit_test(warps_side_by_side_keep_step),
+        cmocka_unit_test(packing_fills_the_buffer),
         cmocka_unit_test(sick_rows_stay_alone),
         cmocka_unit_test(float_weights_need_no_blocks),
         cmocka_unit_test(partial_sums_add_up_as_on_the_cpu),
