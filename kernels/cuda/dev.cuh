@@ -61,6 +61,12 @@ template <int N> __device__ __forceinline__ void dev_copy_wait()
     asm volatile("cp.async.wait_group %0;\n" ::"n"(N) : "memory");
 }
 
+/* A barrier of `n` of the block's threads, whole warps; id 1 to 15. */
+__device__ __forceinline__ void dev_barrier(uint32_t id, uint32_t n)
+{
+    asm volatile("bar.sync %0, %1;\n" ::"r"(id), "r"(n) : "memory");
+}
+
 /* Four 8x8 matrices of 16-bit elements: lane l names row l % 8 of matrix l / 8. */
 __device__ __forceinline__ void dev_ldmatrix_x4(uint32_t r[4], const void *row)
 {

@@ -16,10 +16,10 @@
 #ifdef EMU_ASAN
 #include <sanitizer/asan_interface.h>
 #include <sanitizer/common_interface_defs.h>
-#define ASAN_POISON(p, n)            __asan_poison_memory_region(p, n)
-#define ASAN_UNPOISON(p, n)          __asan_unpoison_memory_region(p, n)
-#define ASAN_LEAVE(fake, stack, n)   __sanitizer_start_switch_fiber(fake, stack, n)
-#define ASAN_ARRIVE(fake, stack, n)  __sanitizer_finish_switch_fiber(fake, stack, n)
+#define ASAN_POISON(p, n)           __asan_poison_memory_region(p, n)
+#define ASAN_UNPOISON(p, n)         __asan_unpoison_memory_region(p, n)
+#define ASAN_LEAVE(fake, stack, n)  __sanitizer_start_switch_fiber(fake, stack, n)
+#define ASAN_ARRIVE(fake, stack, n) __sanitizer_finish_switch_fiber(fake, stack, n)
 #else
 #define ASAN_POISON(p, n)           ((void)(p), (void)(n))
 #define ASAN_UNPOISON(p, n)         ((void)(p), (void)(n))

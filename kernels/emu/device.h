@@ -37,29 +37,20 @@ static inline uint4 make_uint4(unsigned x, unsigned y, unsigned z, unsigned w)
 }
 
 #define __syncthreads() emu_barrier(EMU_HERE)
-#define __syncwarp()    emu_collective("syncwarp", 0xffffffffu, nullptr, nullptr, EMU_HERE)
+#define __syncwarp(...) emu_sync_warp(emu_mask(__VA_ARGS__), EMU_HERE)
+static inline uint32_t emu_mask(uint32_t mask = 0xffffffffu) { return mask; }
 #define __threadfence() __atomic_thread_fence(__ATOMIC_SEQ_CST)
 #define __threadfence_block()  __atomic_thread_fence(__ATOMIC_SEQ_CST)
 #define __threadfence_system() __atomic_thread_fence(__ATOMIC_SEQ_CST)
 
 /* ---- shuffles and votes ---- */
 
+extern "C" emu_collective_fn emu_do_shuffle, emu_do_ballot;
+
 struct emu_shuffle {
     uint64_t in, out;
     int lane; /* whose value */
 };
-
-static inline void emu_do_shuffle(void **lanes, uint32_t mask)
-{
-    for (int i = 0; i < 32; i++) {
-        auto *s = static_cast<emu_shuffle *>(lanes[i]);
-        if (!s)
-            continue;
-        auto *from = static_cast<emu_shuffle *>(lanes[s->lane]);
-        s->out = from ? from->in : ~0ull; /* undefined on a device */
-    }
-    (void)mask;
-}
 
 template <class T>
 static inline T emu_shuffle_from(uint32_t mask, T v, int lane, emu_site at)
@@ -88,17 +79,6 @@ static inline int emu_lane_id()
 struct emu_vote {
     uint32_t in, out;
 };
-static inline void emu_do_ballot(void **lanes, uint32_t mask)
-{
-    uint32_t bits = 0;
-    for (int i = 0; i < 32; i++)
-        if (lanes[i])
-            bits |= (uint32_t)(static_cast<emu_vote *>(lanes[i])->in != 0) << i;
-    for (int i = 0; i < 32; i++)
-        if (lanes[i])
-            static_cast<emu_vote *>(lanes[i])->out = bits;
-    (void)mask;
-}
 static inline uint32_t emu_ballot(uint32_t mask, bool v, emu_site at)
 {
     emu_vote s = {v, 0};

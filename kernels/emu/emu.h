@@ -37,6 +37,7 @@ struct emu_options {
     uint64_t seed;      /* of scheduling; odd: eager copies, even: late ones */
     uint32_t n_threads; /* OS threads; 0: one */
     bool one_order;     /* blocks and warps in ascending order: fastest, finds least */
+    bool unwatched;     /* no races are looked for, even where kernels are compiled for it */
 };
 
 /* Where in the source a thread waits. */
@@ -45,17 +46,23 @@ struct emu_site {
     int line;
 };
 
-/* False: the launch broke a rule; `report` [report_max] says which and where. Blocks that ran
- * before have had their effect. */
+/* False: the launch broke a rule; `report` [report_max] says which and where, races one a line.
+ * Blocks that ran before have had their effect. Watched launches use the caller's thread only. */
 bool emu_run(const struct emu_launch *l, const struct emu_options *o, char *report,
              size_t report_max);
+
+/* What kernels may touch besides their own data: accesses of watched kernels elsewhere end the
+ * launch. Nothing is checked as long as no memory was ever added. `name` is copied. */
+void emu_memory_add(const void *base, size_t bytes, const char *name);
+void emu_memory_remove(const void *base);
 
 /* ---- for code that runs in a fiber ---- */
 
 struct emu_index {
     struct emu_dim thread, block, block_dim, grid_dim;
 };
-const struct emu_index *emu_where(void);
+/* One answer for all of a kernel's run. Lies on the thread's stack. */
+const struct emu_index *emu_where(void) __attribute__((const));
 
 void emu_barrier(struct emu_site at);
 /* Named barrier: `n` threads of the block, a multiple of 32. */
@@ -66,6 +73,9 @@ void emu_named_barrier(uint32_t id, uint32_t n, struct emu_site at);
 typedef void emu_collective_fn(void **lanes, uint32_t mask);
 void emu_collective(const char *kind, uint32_t mask, emu_collective_fn *fn, void *lane,
                     struct emu_site at);
+
+/* Orders the memory accesses of a warp's lanes; other collectives do not. */
+void emu_sync_warp(uint32_t mask, struct emu_site at);
 
 void *emu_shared_dynamic(void);
 /* The same memory for all threads of a block that call from one place (`key`). Poisoned. */

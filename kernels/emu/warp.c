@@ -1,11 +1,13 @@
-/* What a warp does as one: matrix loads and products, reductions. The last lane to come computes for
- * all. Products are summed in double and rounded once, where a tensor core's order and rounding are
- * its own; integer products are exact on both. Fragment layouts: PTX ISA 9.0, section 9.7.15.5. */
+/* What a warp does as one: matrix loads and products, reductions. The last lane to come computes
+ * for all. Products are summed in double and rounded once, where a tensor core's order and rounding
+ * are its own; integer products are exact on both. Fragment layouts: PTX ISA 9.0, section 9.7.15.5.
+ */
 #include <sluice/kernels/dtype.h>
 
 #include <string.h>
 
-#include "emu/emu.h"
+#include "emu/block.h"
+#include "emu/race.h"
 #include "num.h"
 
 struct ldmatrix {
@@ -28,8 +30,51 @@ struct mma_tiles {
     bool bf16;
 };
 
+struct shuffle {
+    uint64_t in, out;
+    int lane;
+};
+struct vote {
+    uint32_t in, out;
+};
+
 emu_collective_fn emu_do_ldmatrix, emu_do_mma_bf16, emu_do_mma_f16, emu_do_mma_s8, emu_do_sum_f32,
-    emu_do_sum_i32, emu_do_max_f32, emu_do_mma_s8_tiles, emu_do_mma_16_tiles;
+    emu_do_sum_i32, emu_do_max_f32, emu_do_shuffle, emu_do_ballot, emu_do_mma_s8_tiles,
+    emu_do_mma_16_tiles;
+
+void emu_do_shuffle(void **lanes, uint32_t mask)
+{
+    for (uint32_t left = mask; left; left &= left - 1) {
+        struct shuffle *s = lanes[__builtin_ctz(left)];
+        const struct shuffle *from = lanes[s->lane];
+        s->out = from ? from->in : ~0ull; /* undefined on a device */
+    }
+}
+
+void emu_do_ballot(void **lanes, uint32_t mask)
+{
+    uint32_t bits = 0;
+    for (uint32_t left = mask; left; left &= left - 1) {
+        const struct vote *v = lanes[__builtin_ctz(left)];
+        bits |= (uint32_t)(v->in != 0) << __builtin_ctz(left);
+    }
+    for (uint32_t left = mask; left; left &= left - 1)
+        ((struct vote *)lanes[__builtin_ctz(left)])->out = bits;
+}
+
+/* The lane that names a row is the one that reads it. */
+static void look_at_row(int i, const void *row)
+{
+    struct worker *w = emu_worker;
+    uint32_t lane = w->current / EMU_WARP * EMU_WARP + (uint32_t)i;
+    size_t at = (size_t)((uintptr_t)row - (uintptr_t)w->smem);
+    if (at % 16 || at + 16 > w->smem_used || at > w->smem_used)
+        emu_break_access(lane, w->lanes[lane].pc,
+                         "ldmatrix: not a row of 16 bytes, aligned to "
+                         "that, in shared memory");
+    if (w->race)
+        emu_race_access(w, lane, row, 16, 0, w->lanes[lane].pc);
+}
 
 void emu_do_ldmatrix(void **lanes, uint32_t mask)
 {
@@ -39,8 +84,7 @@ void emu_do_ldmatrix(void **lanes, uint32_t mask)
         uint16_t e[8][8];
         for (int i = 0; i < 8; i++) {
             const struct ldmatrix *l = lanes[8 * m + i];
-            if ((uintptr_t)l->row % 16)
-                emu_break((struct emu_site){__FILE__, __LINE__}, "ldmatrix: row at %p", l->row);
+            look_at_row(8 * m + i, l->row);
             memcpy(e[i], l->row, 16);
         }
         for (int i = 0; i < EMU_WARP; i++) {
@@ -198,8 +242,8 @@ void emu_do_mma_16_tiles(void **lanes, uint32_t mask)
             void *at[EMU_WARP];
             for (int lane = 0; lane < EMU_WARP; lane++) {
                 const struct mma_tiles *l = lanes[lane];
-                one[lane] = (struct mma){(float *)l->d + 4 * (m * s->n + n), l->a + 4 * m,
-                                         l->b + 2 * n};
+                one[lane] =
+                    (struct mma){(float *)l->d + 4 * (m * s->n + n), l->a + 4 * m, l->b + 2 * n};
                 at[lane] = &one[lane];
             }
             if (tile_cols(s, n) > 0)
@@ -218,9 +262,9 @@ void emu_do_mma_16_tiles(void **lanes, uint32_t mask)
         memcpy(v, o, sizeof v);                                                                    \
     }                                                                                              \
     for (int i = 0; i < EMU_WARP; i++)                                                             \
-        *(type *)(lanes)[i] = v[i]
+    *(type *)(lanes)[i] = v[i]
 
-#define ADD(a, b)   ((a) + (b))
+#define ADD(a, b)    ((a) + (b))
 #define LARGER(a, b) ((b) > (a) ? (b) : (a))
 
 void emu_do_sum_f32(void **lanes, uint32_t mask)

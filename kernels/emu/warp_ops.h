@@ -6,6 +6,7 @@
 
 #include <tuple>
 #include <type_traits>
+#include <utility>
 
 #include "emu/emu.h"
 
@@ -50,6 +51,8 @@ static inline void emu_copy(emu_site at, void *to, const void *from, uint32_t n 
 #define dev_copy16_near(to, from) emu_copy<16>(EMU_HERE, to, from)
 static inline void dev_copy_commit() { emu_copy_commit(); }
 template <int N> static inline void dev_copy_wait() { emu_copy_wait(N); }
+
+#define dev_barrier(id, n) emu_named_barrier(id, n, EMU_HERE)
 
 static inline void emu_ldm(uint32_t *r, const void *row, int n, bool trans, emu_site at)
 {
@@ -105,7 +108,13 @@ static inline float emu_max(float v, emu_site at)
 #define dev_warp_sum(v) emu_sum(v, EMU_HERE)
 #define dev_warp_max(v) emu_max(v, EMU_HERE)
 
-static inline uint4 dev_load16(const void *p) { return *static_cast<const uint4 *>(p); }
+#define dev_load16(p) emu_load16(p, EMU_HERE)
+static inline uint4 emu_load16(const void *p, emu_site at)
+{
+    if (reinterpret_cast<uintptr_t>(p) % 16)
+        emu_break(at, "16 bytes read from %p", p);
+    return *static_cast<const uint4 *>(p);
+}
 static inline uint32_t dev_load_acquire(const uint32_t *p)
 {
     return __atomic_load_n(p, __ATOMIC_ACQUIRE);
@@ -124,10 +133,16 @@ static inline uint16_t dev_to_bf16(float f) { return emu_to_bf16(f); }
 template <class... A> struct emu_call {
     void (*kernel)(A...);
     std::tuple<A...> args;
-    static void run(void *p)
+    /* The arguments are no memory of the kernel's: their loads are not watched. */
+    template <size_t... I>
+    static __attribute__((no_sanitize("thread"))) void run_with(emu_call *c,
+                                                                std::index_sequence<I...>)
     {
-        auto *c = static_cast<emu_call *>(p);
-        std::apply(c->kernel, c->args);
+        c->kernel(std::get<I>(c->args)...);
+    }
+    static __attribute__((no_sanitize("thread"))) void run(void *p)
+    {
+        run_with(static_cast<emu_call *>(p), std::index_sequence_for<A...>{});
     }
 };
 
@@ -137,7 +152,7 @@ static inline cudaError_t emu_launch_on(cudaStream_t stream, const char *name, v
                                         std::type_identity_t<A>... args)
 {
     emu_call<A...> c = {kernel, std::tuple<A...>(args...)};
-    static_assert(std::is_trivially_copyable_v<std::tuple<A...>> || true, "arguments are bytes");
+    static_assert((std::is_trivially_copyable_v<A> && ...), "arguments are bytes");
     return emu_enqueue(stream, name, emu_call<A...>::run, &c, sizeof c, grid, block, smem);
 }
 

@@ -1,9 +1,7 @@
 /* The machine that runs blocks: indices, barriers, shared memory, and its rules. Everything holds
  * under every seed, number of OS threads and order of blocks. */
-#include "direct.h"
+#include "report.h"
 
-#include <stdio.h>
-#include <stdlib.h>
 #include <vector>
 
 /* ---- where a thread is ---- */
@@ -61,34 +59,8 @@ static void a_barrier_orders_what_is_before_and_after_it(void **state)
 __global__ void half_waits(int *out)
 {
     if (threadIdx.x < 40)
-        __syncthreads(); /* LINE half_waits */
+        __syncthreads(); /* MARK half_waits */
     out[threadIdx.x] = 1;
-}
-
-/* The line of this file that bears a mark. */
-static int line_of(const char *mark)
-{
-    FILE *f = fopen(SL_TESTS_DIR "/kernels/emu/test_core.cu", "r");
-    assert_non_null(f);
-    char text[512], want[64];
-    int line = 0, found = 0;
-    snprintf(want, sizeof want, "/* LINE %s */", mark);
-    while (fgets(text, sizeof text, f)) {
-        line++;
-        if (strstr(text, want))
-            found = line;
-    }
-    fclose(f);
-    assert_true(found > 0);
-    return found;
-}
-
-static void assert_reported(const char *what, const char *mark)
-{
-    char place[64];
-    snprintf(place, sizeof place, "test_core.cu:%d", line_of(mark));
-    if (!strstr(direct_report, what) || !strstr(direct_report, place))
-        fail_msg("no '%s' at %s in: %s", what, place, direct_report);
 }
 
 static void a_divergent_barrier_is_told_with_its_place(void **state)
@@ -97,7 +69,7 @@ static void a_divergent_barrier_is_told_with_its_place(void **state)
     std::vector<int> out(64);
     assert_int_equal(KLAUNCH(half_waits, dim3(2), dim3(64), 0, nullptr, out.data()),
                      cudaErrorLaunchFailure);
-    assert_reported("divergent", "half_waits");
+    assert_reported("divergent", "test_core.cu", "half_waits");
 }
 
 /* Each test once per seed and number of OS threads. */
