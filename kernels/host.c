@@ -71,6 +71,13 @@ enum sl_status sl_host_plan(struct sl_backend *b, const struct sl_step_limits *l
     return SL_OK;
 }
 
+size_t sl_host_plan_bytes(struct sl_backend *b, const struct sl_step_limits *limits)
+{
+    (void)b;
+    (void)limits;
+    return 0;
+}
+
 void sl_host_stage(struct sl_backend *b, const struct sl_kv *kv, const struct sl_step_rows *in,
                    uint32_t n_pad, struct sl_step_rows *out)
 {

@@ -16,6 +16,7 @@ enum sl_status sl_host_page_in(struct sl_backend *b, void *page, const void *hos
                                struct sl_err *err);
 enum sl_status sl_host_plan(struct sl_backend *b, const struct sl_step_limits *limits,
                             struct sl_err *err);
+size_t sl_host_plan_bytes(struct sl_backend *b, const struct sl_step_limits *limits);
 /* Adds no rows: nothing is gained by it here. */
 void sl_host_stage(struct sl_backend *b, const struct sl_kv *kv, const struct sl_step_rows *in,
                    uint32_t n_pad, struct sl_step_rows *out);
@@ -26,6 +27,6 @@ void sl_host_replay(struct sl_backend *b, const uint64_t key[4], void (*fn)(void
     .memory = sl_host_memory, .mirror = sl_host_mirror, .mirror_free = sl_host_mirror_free,        \
     .write = sl_host_write, .read = sl_host_read, .finish = sl_host_finish,                        \
     .page_out = sl_host_page_out, .page_in = sl_host_page_in, .plan = sl_host_plan,                \
-    .stage = sl_host_stage, .replay = sl_host_replay
+    .plan_bytes = sl_host_plan_bytes, .stage = sl_host_stage, .replay = sl_host_replay
 
 #endif

@@ -101,6 +101,7 @@ static const struct sl_backend_ops cuda_ops = {
     .page_out = cuda_op_page_out,
     .page_in = cuda_op_page_in,
     .plan = cuda_op_plan,
+    .plan_bytes = cuda_op_plan_bytes,
     .stage = cuda_op_stage,
     .replay = cuda_op_replay,
     .weight_pack = cuda_op_weight_pack,

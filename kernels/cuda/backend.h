@@ -39,8 +39,6 @@ struct cuda_backend {
 
     struct load_slot load[N_LOAD_SLOTS];
     uint32_t load_at;
-    uint32_t k_max[SL_N_DTYPE]; /* of the weights of each format */
-    uint32_t page_size_min;     /* of the caches; 0: none yet */
 
     struct sl_step_limits limits; /* zeros: not yet planned */
     void *act, *attn;             /* scratch of linear and attention */
@@ -110,8 +108,7 @@ enum sl_status cuda_op_plan(struct sl_backend *b, const struct sl_step_limits *l
 void cuda_op_stage(struct sl_backend *b, const struct sl_kv *kv, const struct sl_step_rows *in,
                    uint32_t n_pad, struct sl_step_rows *out);
 void cuda_op_replay(struct sl_backend *b, const uint64_t key[4], void (*fn)(void *ctx), void *ctx);
-/* Scratch and staging for the limits so far; graphs are dropped when it moves. */
-enum sl_status cuda_plan_grow(struct cuda_backend *b, struct sl_err *err);
+size_t cuda_op_plan_bytes(struct sl_backend *b, const struct sl_step_limits *limits);
 void cuda_plan_close(struct cuda_backend *b);
 void cuda_graphs_drop(struct cuda_backend *b);
 

@@ -24,14 +24,49 @@ static size_t fixed_words(uint32_t n_tok, uint32_t n_seq, uint32_t n_logit_rows)
     return 3 * (size_t)round4(n_tok) + 2 * (size_t)round4(n_seq + 1) + round4(n_logit_rows);
 }
 
+static size_t stage_words(const struct sl_step_limits *l)
+{
+    size_t page = l->page_size ? l->page_size : 1;
+    size_t pages = l->n_seq * ((l->n_positions + page - 1) / page) + PAD_MAX;
+    return fixed_words(l->n_tok, l->n_seq + PAD_MAX, l->n_logit_rows) + pages;
+}
+
+static size_t act_bytes(const struct sl_step_limits *l)
+{
+    size_t most = 0;
+    for (int t = 0; t < SL_N_DTYPE; t++) {
+        size_t n = l->k_max[t] ? cuda_act_bytes((enum sl_dtype)t, l->n_tok, l->k_max[t]) : 0;
+        most = n > most ? n : most;
+    }
+    return most;
+}
+
+static size_t attn_bytes(const struct sl_step_limits *l)
+{
+    if (!l->n_heads || !l->n_positions)
+        return 0;
+    return cuda_attention_scratch(l->n_seq, l->n_tok, l->n_heads, l->head_dim, l->n_positions - 1);
+}
+
+size_t cuda_op_plan_bytes(struct sl_backend *b, const struct sl_step_limits *l)
+{
+    (void)b;
+    return stage_words(l) * sizeof(uint32_t) + act_bytes(l) + attn_bytes(l);
+}
+
 static void widen(struct sl_step_limits *l, const struct sl_step_limits *by)
 {
     const uint32_t *from = (const uint32_t *)(const void *)by;
-    uint32_t *to = (uint32_t *)(void *)l;
+    uint32_t *to = (uint32_t *)(void *)l, page = l->page_size;
     for (size_t i = 0; i < sizeof *l / sizeof *to; i++)
         to[i] = from[i] > to[i] ? from[i] : to[i];
+    if (page && page < by->page_size)
+        l->page_size = page;
+    else
+        l->page_size = by->page_size;
 }
-_Static_assert(sizeof(struct sl_step_limits) == 7 * sizeof(uint32_t), "only numbers");
+_Static_assert(sizeof(struct sl_step_limits) == (8 + SL_N_DTYPE) * sizeof(uint32_t),
+               "only numbers");
 
 static enum sl_status grow(struct cuda_backend *b, void **p, size_t *has, size_t want,
                            struct sl_err *err)
@@ -46,17 +81,6 @@ static enum sl_status grow(struct cuda_backend *b, void **p, size_t *has, size_t
     return s;
 }
 
-static size_t act_bytes(const struct cuda_backend *b)
-{
-    size_t most = 0;
-    for (int t = 0; t < SL_N_DTYPE; t++) {
-        enum sl_dtype dtype = (enum sl_dtype)t;
-        size_t n = b->k_max[t] ? cuda_act_bytes(dtype, b->limits.n_tok, b->k_max[t]) : 0;
-        most = n > most ? n : most;
-    }
-    return most;
-}
-
 static void stage_close(struct cuda_backend *b)
 {
     cuda_give(b, b->staged);
@@ -68,38 +92,19 @@ static void stage_close(struct cuda_backend *b)
 
 static enum sl_status stage_open(struct cuda_backend *b, struct sl_err *err)
 {
-    const struct sl_step_limits *l = &b->limits;
-    uint32_t page = b->page_size_min ? b->page_size_min : 1;
-    size_t pages = (size_t)l->n_seq * ((l->n_positions + page - 1) / page) + PAD_MAX;
-    size_t words = fixed_words(l->n_tok, l->n_seq + PAD_MAX, l->n_logit_rows) + pages;
-    void *p = NULL;
-    if (words <= b->stage_words)
-        return SL_OK;
+    size_t words = stage_words(&b->limits), bytes = words * sizeof *b->staged;
+    void *p;
     stage_close(b);
-    enum sl_status s = cuda_take(b, words * sizeof *b->staged, &p, err);
+    enum sl_status s = cuda_take(b, bytes, &p, err);
     b->staged = p;
     if (s)
         return s;
-    b->stage_pinned = cuda_op_mirror(&b->base, NULL, words * l->n_stages * sizeof *b->staged);
+    b->stage_pinned = cuda_op_mirror(&b->base, NULL, bytes * b->limits.n_stages);
     if (!b->stage_pinned)
-        return sl_fail(err, SL_NO_MEMORY, "cuda: no pinned memory for steps of %u rows", l->n_tok);
+        return sl_fail(err, SL_NO_MEMORY, "cuda: no pinned memory for steps of %u rows",
+                       b->limits.n_tok);
     b->stage_words = words;
     return SL_OK;
-}
-
-enum sl_status cuda_plan_grow(struct cuda_backend *b, struct sl_err *err)
-{
-    const struct sl_step_limits *l = &b->limits;
-    if (!l->n_tok || !b->page_size_min)
-        return SL_OK; /* until both are known */
-    size_t attn =
-        cuda_attention_scratch(l->n_seq, l->n_tok, l->n_heads, l->head_dim, l->n_positions - 1);
-    enum sl_status s = stage_open(b, err);
-    if (!s)
-        s = grow(b, &b->act, &b->act_bytes, act_bytes(b), err);
-    if (!s)
-        s = grow(b, &b->attn, &b->attn_bytes, attn, err);
-    return s;
 }
 
 enum sl_status cuda_op_plan(struct sl_backend *base, const struct sl_step_limits *limits,
@@ -109,13 +114,14 @@ enum sl_status cuda_op_plan(struct sl_backend *base, const struct sl_step_limits
     uint32_t n_stages = b->limits.n_stages;
     cuda_load_close(b);
     widen(&b->limits, limits);
-    if (b->limits.n_stages != n_stages)
-        stage_close(b);
-    if (b->failed.status) {
-        *err = b->failed;
-        return err->status;
-    }
-    return cuda_plan_grow(b, err);
+    enum sl_status s = SL_OK;
+    if (stage_words(&b->limits) > b->stage_words || b->limits.n_stages > n_stages)
+        s = stage_open(b, err);
+    if (!s)
+        s = grow(b, &b->act, &b->act_bytes, act_bytes(&b->limits), err);
+    if (!s)
+        s = grow(b, &b->attn, &b->attn_bytes, attn_bytes(&b->limits), err);
+    return s ? s : cuda_op_finish(base, err); /* the weights have come */
 }
 
 void cuda_plan_close(struct cuda_backend *b)

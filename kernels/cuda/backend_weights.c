@@ -174,8 +174,6 @@ enum sl_status cuda_op_weight_pack(struct sl_backend *base, const struct sl_weig
         free(p);
         return err->status;
     }
-    if (src->k > b->k_max[src->dtype])
-        b->k_max[src->dtype] = src->k;
     w.data = p;
     *out = w;
     return SL_OK;
@@ -212,12 +210,6 @@ enum sl_status cuda_op_kv_open(struct sl_backend *base, const struct sl_kv_confi
     enum sl_status s = sl_kv_plan(cfg, (PAD_MAX + size - 1) / size, &kv, err);
     if (s || (s = cuda_take(b, kv.bytes, &kv.data, err)))
         return s;
-    uint32_t before = b->page_size_min;
-    b->page_size_min = before && before < size ? before : size;
-    if ((s = cuda_plan_grow(b, err))) {
-        cuda_give(b, kv.data);
-        return s;
-    }
     *out = kv;
     return SL_OK;
 }

@@ -154,7 +154,8 @@ struct sl_model_options sl_engine_model_options(const struct sl_engine *e)
                                      .max_batch_tokens = e->info.max_batch_tokens,
                                      .max_positions = e->info.max_len,
                                      .max_logit_rows = e->info.max_seqs,
-                                     .max_seqs = e->info.max_seqs};
+                                     .max_seqs = e->info.max_seqs,
+                                     .page_size = e->info.page_size};
 }
 
 uint64_t sl_engine_kv_room(const struct sl_engine *e)

@@ -99,7 +99,8 @@ struct sl_model {
     struct sl_rope rope;
     float *rope_tables; /* cos, then sin */
     uint64_t weight_bytes;
-    uint32_t max_batch_tokens, max_positions, max_logit_rows, max_seqs;
+    uint32_t max_batch_tokens, max_positions, max_logit_rows, max_seqs, page_size;
+    size_t step_bytes; /* the backend's own for steps */
     struct slab vectors; /* norms and biases */
     struct slab scratch; /* what the pointers below and the rope tables point into */
     float *x;            /* [max_batch_tokens, dim], the residual stream */
@@ -146,6 +147,9 @@ uint64_t weights_bytes(const struct sl_model *m, const struct tensor_map *map,
                        uint64_t *file_bytes);
 /* Bytes of the embedding where it is copied, and left in the file: one of them is 0. */
 size_t weights_embed_bytes(const struct sl_model *m, const struct tensor_map *map, bool copied);
+/* The largest number of inputs of each format. */
+void weights_k_max(const struct sl_model *m, const struct tensor_map *map,
+                   uint32_t k_max[SL_N_DTYPE]);
 /* Packs the shard; m->vectors is there. */
 enum sl_status weights_pack(struct sl_model *m, struct opening *o, struct sl_err *err);
 void weights_close(struct sl_model *m);

@@ -6,6 +6,7 @@
 #include <stdlib.h>
 
 #define POSITIONS_MAX        (1u << 24)
+#define PAGE_SIZE            16u
 #define MICRO_ROWS_MIN       16u
 #define ALL_TO_ALL_ROWS      32u /* and of each rank: */
 #define ALL_TO_ALL_ROWS_EACH 8u
@@ -211,6 +212,7 @@ static enum sl_status place(struct sl_model *m, const struct sl_gguf *g, struct 
     m->max_positions = o->max_positions;
     m->max_logit_rows = o->max_logit_rows;
     m->max_seqs = or_default(o->max_seqs, o->max_batch_tokens);
+    m->page_size = or_default(o->page_size, PAGE_SIZE);
     m->loose_sums = o->loose_sums;
     shard_place(m, &o->shard);
     uint32_t each = ALL_TO_ALL_ROWS_EACH * m->shard.tp;
@@ -221,15 +223,25 @@ static enum sl_status place(struct sl_model *m, const struct sl_gguf *g, struct 
     return SL_OK;
 }
 
-static enum sl_status plan_steps(struct sl_model *m, struct sl_err *err)
+static struct sl_step_limits step_limits(const struct sl_model *m, const struct tensor_map *map)
 {
     struct sl_step_limits limits = {.n_tok = m->max_batch_tokens,
                                     .n_seq = m->max_seqs,
                                     .n_logit_rows = m->max_logit_rows,
                                     .n_positions = m->max_positions,
+                                    .page_size = m->page_size,
                                     .n_stages = m->shard.pp > 1 ? m->micro_batches : 1,
                                     .n_heads = m->part.heads.n,
                                     .head_dim = m->cfg.head_dim};
+    weights_k_max(m, map, limits.k_max);
+    return limits;
+}
+
+static enum sl_status plan_steps(struct sl_model *m, const struct tensor_map *map,
+                                 struct sl_err *err)
+{
+    struct sl_step_limits limits = step_limits(m, map);
+    m->step_bytes = m->b->ops->plan_bytes(m->b, &limits);
     return m->b->ops->plan(m->b, &limits, err);
 }
 
@@ -249,7 +261,7 @@ static enum sl_status open_all(struct sl_model *m, struct opening *o, struct sl_
     if (!status)
         status = weights_pack(m, o, err);
     slab_mirror_close(m->b, &m->vectors);
-    return status ? status : plan_steps(m, err);
+    return status ? status : plan_steps(m, &o->map, err);
 }
 
 enum sl_status sl_model_open(const struct sl_gguf *g, struct sl_backend *b,
@@ -284,11 +296,12 @@ enum sl_status sl_model_plan(const struct sl_gguf *g, struct sl_backend *b,
     if (status)
         return status;
     uint64_t file_bytes;
+    struct sl_step_limits limits = step_limits(&m, &map);
     *out = (struct sl_model_plan){.part = m.part,
                                   .weight_bytes = weights_bytes(&m, &map, &file_bytes) +
                                                   weights_vector_floats(&m) * sizeof(float) +
                                                   weights_embed_bytes(&m, &map, true),
-                                  .scratch_bytes = scratch_floats(&m) * sizeof(float),
+                                  .scratch_bytes = scratch_floats(&m) * sizeof(float) + b->ops->plan_bytes(b, &limits),
                                   .mapped_bytes = weights_embed_bytes(&m, &map, false),
                                   .kv_token_bytes =
                                       sl_model_kv_token_bytes(&m.cfg, &m.shard, kv_dtype)};
@@ -325,7 +338,7 @@ uint64_t sl_model_weight_bytes(const struct sl_model *m)
 
 uint64_t sl_model_scratch_bytes(const struct sl_model *m)
 {
-    return m->scratch.n * sizeof(float);
+    return m->scratch.n * sizeof(float) + m->step_bytes;
 }
 
 size_t sl_model_exchange_floats(const struct sl_model *m)

@@ -110,27 +110,53 @@ static uint64_t packed_bytes_of(const struct sl_model *m, const struct cut *c)
     return bytes;
 }
 
-static void add_cut(const struct sl_model *m, const struct cut *c, uint64_t *packed, uint64_t *file)
+/* Calls visit for every cut of the shard. */
+static void each_cut(const struct sl_model *m, const struct tensor_map *map,
+                     void (*visit)(const struct sl_model *m, const struct cut *c, void *ctx),
+                     void *ctx)
 {
-    *packed += packed_bytes_of(m, c);
-    *file += file_bytes_of(c);
-}
-
-uint64_t weights_bytes(const struct sl_model *m, const struct tensor_map *map, uint64_t *file_bytes)
-{
-    uint64_t packed = 0;
-    *file_bytes = 0;
     for (uint32_t l = 0; l < m->part.layers.n; l++) {
         const struct sl_gguf_tensor *const *t = map->layers[m->part.layers.first + l];
         const struct cut cuts[] = {qkv_cut(m, t), o_cut(m, t), gate_up_cut(m, t), down_cut(m, t)};
         for (size_t i = 0; i < sizeof cuts / sizeof *cuts; i++)
-            add_cut(m, &cuts[i], &packed, file_bytes);
+            visit(m, &cuts[i], ctx);
     }
     if (m->has_head) {
         struct cut head = head_cut(m, map);
-        add_cut(m, &head, &packed, file_bytes);
+        visit(m, &head, ctx);
     }
-    return packed;
+}
+
+static void add_bytes(const struct sl_model *m, const struct cut *c, void *ctx)
+{
+    uint64_t *bytes = ctx;
+    bytes[0] += packed_bytes_of(m, c);
+    bytes[1] += file_bytes_of(c);
+}
+
+uint64_t weights_bytes(const struct sl_model *m, const struct tensor_map *map, uint64_t *file_bytes)
+{
+    uint64_t bytes[2] = {0, 0};
+    each_cut(m, map, add_bytes, bytes);
+    *file_bytes = bytes[1];
+    return bytes[0];
+}
+
+static void note_k(const struct sl_model *m, const struct cut *c, void *ctx)
+{
+    uint32_t *k_max = ctx;
+    struct sl_weight_src src[GROUP_MAX];
+    (void)m;
+    sources_of(c, src);
+    for (uint32_t i = 0; i < c->n; i++)
+        if (src[i].k > k_max[src[i].dtype])
+            k_max[src[i].dtype] = src[i].k;
+}
+
+void weights_k_max(const struct sl_model *m, const struct tensor_map *map,
+                   uint32_t k_max[SL_N_DTYPE])
+{
+    each_cut(m, map, note_k, k_max);
 }
 
 size_t weights_vector_floats(const struct sl_model *m)

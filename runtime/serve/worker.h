@@ -100,6 +100,8 @@ void worker_link_broken(struct worker *w, uint32_t link);
 /* worker_ranks.c: the other processes of a sharded model. */
 bool worker_is_follower(const struct worker *w);
 enum sl_status worker_ranks_open(struct worker *w, struct sl_err *err);
+/* Whether the group and the device stand; stops the worker when they will not any more. */
+void worker_look_at_group(struct worker *w);
 void worker_ranks_tick(struct worker *w, uint64_t now_ns);
 void worker_ranks_say(struct worker *w, uint64_t now_ns);
 void worker_ranks_close(struct worker *w);

@@ -21,8 +21,7 @@ enum sl_status worker_ranks_open(struct worker *w, struct sl_err *err)
     return sl_ranks_open(&w->cfg->followers, &w->ranks, err);
 }
 
-/* Whether the group stands, or what has become of it. */
-static void look_at_group(struct worker *w)
+void worker_look_at_group(struct worker *w)
 {
     struct sl_engine_group g;
     sl_engine_group(w->engine, &g);
@@ -41,7 +40,7 @@ static void look_at_group(struct worker *w)
 void worker_ranks_tick(struct worker *w, uint64_t now)
 {
     struct sl_err err;
-    look_at_group(w);
+    worker_look_at_group(w);
     if (!w->ranks || w->stopping)
         return;
     enum sl_status s = sl_ranks_tick(w->ranks, w->engine, now, &err);

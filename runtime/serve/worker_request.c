@@ -317,7 +317,9 @@ void worker_take_steps(struct worker *w)
     struct sl_engine_step *s;
     sl_engine_clear_event(w->engine);
     while (!w->stopping && (s = sl_engine_poll(w->engine))) {
-        take_step(w, s);
+        worker_look_at_group(w); /* of requests that a device has failed others get word: BYE */
+        if (!w->stopping)
+            take_step(w, s);
         sl_engine_release(w->engine, s);
     }
 }

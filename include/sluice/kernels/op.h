@@ -110,11 +110,13 @@ struct sl_step_rows {
     uint32_t n_logit_rows;
 };
 
-/* The largest steps there will be. */
+/* The largest steps there will be. Zeros where nothing of the kind comes. */
 struct sl_step_limits {
     uint32_t n_tok, n_seq, n_logit_rows, n_positions;
-    uint32_t n_stages; /* calls of `stage` between two of `finish` */
+    uint32_t page_size; /* of the cache, at least */
+    uint32_t n_stages;  /* calls of `stage` between two of `finish` */
     uint32_t n_heads, head_dim;
+    uint32_t k_max[SL_N_DTYPE]; /* inputs of the weights of each format */
 };
 
 /* How often a kernel was launched. */
@@ -170,9 +172,11 @@ struct sl_backend_ops {
 
     /* ---- a step ---- */
 
-    /* Takes the memory that steps up to `limits` need, after the weights are packed. */
+    /* Takes the memory that steps up to `limits` need, or those of an earlier call; after the weights
+     * are packed. */
     enum sl_status (*plan)(struct sl_backend *b, const struct sl_step_limits *limits,
                            struct sl_err *err);
+    size_t (*plan_bytes)(struct sl_backend *b, const struct sl_step_limits *limits);
     /* The arrays of `in`, which are the host's, as ops take them, until the next call. With n_pad,
      * rows of sequences of their own are added up to n_pad, which write to pages of the backend's;
      * every sequence has one row then, and every row logits. */

@@ -52,7 +52,8 @@ struct sl_model_options {
     uint32_t max_batch_tokens; /* rows of a step, at most */
     uint32_t max_positions;    /* positions are below this */
     uint32_t max_logit_rows;
-    uint32_t max_seqs; /* of a step; 0: as many as rows */
+    uint32_t max_seqs;  /* of a step; 0: as many as rows */
+    uint32_t page_size; /* of its cache, at least; 0: 16 */
     /* A pipeline takes a step in so many runs of rows at most, of at least so many rows each, so
      * that its stages work at the same time. 0: as many as stages, 16 rows. Equal on all ranks. */
     uint32_t micro_batches, micro_rows_min;
@@ -77,7 +78,8 @@ void sl_model_close(struct sl_model *m);
 const struct sl_model_config *sl_model_config(const struct sl_model *m); /* of the whole model */
 const struct sl_shard *sl_model_shard(const struct sl_model *m);
 uint64_t sl_model_weight_bytes(const struct sl_model *m);  /* packed, without the mapping */
-uint64_t sl_model_scratch_bytes(const struct sl_model *m); /* activations and rope tables */
+/* Activations, rope tables and what the backend takes for steps. */
+uint64_t sl_model_scratch_bytes(const struct sl_model *m);
 
 /* The most floats that one call of the exchange sends and receives together. */
 size_t sl_model_exchange_floats(const struct sl_model *m);
@@ -86,7 +88,7 @@ size_t sl_model_exchange_floats(const struct sl_model *m);
 struct sl_model_plan {
     struct sl_shard_part part;
     uint64_t weight_bytes;   /* what sl_model_weight_bytes will say, exactly */
-    uint64_t scratch_bytes;  /* what sl_model_scratch_bytes will say */
+    uint64_t scratch_bytes;  /* what sl_model_scratch_bytes will say, exactly */
     uint64_t mapped_bytes;   /* of the file, read while the model serves: the embedding */
     uint64_t kv_token_bytes; /* KV cache of one position */
 };
