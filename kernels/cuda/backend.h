@@ -39,6 +39,7 @@ struct cuda_backend {
 
     struct load_slot load[N_LOAD_SLOTS];
     uint32_t load_at;
+    size_t load_bytes; /* of a slot; 0: there are none */
 
     struct sl_step_limits limits; /* zeros: not yet planned */
     void *act, *attn;             /* scratch of linear and attention */

@@ -165,11 +165,8 @@ void cuda_op_kv_write(struct sl_backend *base, struct sl_kv *kv, uint32_t layer,
         cuda_ok(b, cuda_kv_write(b->stream, &to, &rows, k, v, stride), "kv_write");
 }
 
-static bool attention_fits(struct cuda_backend *b, const struct cuda_batch *rows,
-                           const struct sl_attn *a, const struct sl_kv *kv)
+static bool attention_fits(struct cuda_backend *b, const struct cuda_batch *rows, size_t bytes)
 {
-    size_t bytes = cuda_attention_scratch(rows->n_seq, rows->n_tok, a->n_heads, kv->cfg.head_dim,
-                                          rows->max_pos);
     if (bytes <= b->attn_bytes)
         return true;
     if (!b->failed.status)
@@ -187,8 +184,11 @@ void cuda_op_attention(struct sl_backend *base, const struct sl_kv *kv, uint32_t
     struct cuda_batch rows = batch_of(batch);
     struct cuda_attn heads = {a->n_heads,  a->kv_first,   a->n_kv_heads,
                               a->q_stride, a->out_stride, a->scale};
-    if (b && attention_fits(b, &rows, a, kv))
-        cuda_ok(b, cuda_attention(b->stream, &from, &rows, &heads, q, out, b->attn), "attention");
+    size_t bytes =
+        cuda_attention_scratch(rows.n_seq, rows.n_tok, a->n_heads, kv->cfg.head_dim, rows.max_pos);
+    if (b && attention_fits(b, &rows, bytes))
+        cuda_ok(b, cuda_attention(b->stream, &from, &rows, &heads, q, out, bytes ? b->attn : NULL),
+                "attention");
 }
 
 void cuda_op_silu_mul(struct sl_backend *base, const float *gu, uint32_t n_tok, uint32_t dim,

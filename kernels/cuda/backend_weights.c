@@ -9,7 +9,8 @@
 #include "cuda/backend.h"
 #include "num.h"
 
-#define LOAD_BYTES     ((size_t)8 << 20) /* of a piece */
+#define LOAD_BYTES     ((size_t)8 << 20)  /* of a piece, at most */
+#define LOAD_BYTES_MIN ((size_t)64 << 10) /* of the memory for it */
 #define COPY_TASK_ROWS 64
 
 /* Behind the packed weight: where slices begin, then the node of all slices, then the nodes that
@@ -26,22 +27,30 @@ static size_t tail_at(enum sl_dtype dtype, uint32_t n, uint32_t k)
 
 /* ---- pieces ---- */
 
-static bool load_open(struct cuda_backend *b, struct sl_err *err)
+static bool slot_open(struct cuda_backend *b, struct load_slot *s, size_t bytes)
 {
-    for (uint32_t i = 0; i < N_LOAD_SLOTS && cuda_enter(b); i++) {
-        struct load_slot *s = &b->load[i];
-        if (s->done)
-            continue;
-        void *pinned = s->pinned, *dev = s->dev;
-        if (!pinned)
-            cuda_ok(b, cudaHostAlloc(&pinned, LOAD_BYTES, cudaHostAllocDefault), "cudaHostAlloc");
-        s->pinned = pinned;
-        if (!b->failed.status && !dev)
-            cuda_ok(b, cudaMalloc(&dev, LOAD_BYTES), "cudaMalloc");
-        s->dev = dev;
-        if (!b->failed.status)
-            cuda_ok(b, cudaEventCreateWithFlags(&s->done, cudaEventDisableTiming),
-                    "cudaEventCreate");
+    void *pinned = NULL, *dev = NULL;
+    cuda_ok(b, cudaHostAlloc(&pinned, bytes, cudaHostAllocDefault), "cudaHostAlloc");
+    if (!b->failed.status)
+        cuda_ok(b, cudaMalloc(&dev, bytes), "cudaMalloc");
+    if (!b->failed.status)
+        cuda_ok(b, cudaEventCreateWithFlags(&s->done, cudaEventDisableTiming), "cudaEventCreate");
+    s->pinned = pinned;
+    s->dev = dev;
+    return !b->failed.status;
+}
+
+/* Slots for a weight whose sources have so many bytes. */
+static bool load_open(struct cuda_backend *b, size_t bytes, struct sl_err *err)
+{
+    size_t want = LOAD_BYTES_MIN;
+    while (want < bytes && want < LOAD_BYTES)
+        want *= 2;
+    if (want > b->load_bytes) {
+        cuda_load_close(b);
+        b->load_bytes = want;
+        for (uint32_t i = 0; i < N_LOAD_SLOTS && cuda_enter(b); i++)
+            slot_open(b, &b->load[i], want);
     }
     if (b->failed.status)
         *err = b->failed;
@@ -63,6 +72,7 @@ void cuda_load_close(struct cuda_backend *b)
             cuda_ok(b, cudaFreeHost(s->pinned), "cudaFreeHost");
         *s = (struct load_slot){0};
     }
+    b->load_bytes = 0;
 }
 
 struct gather_job {
@@ -105,7 +115,7 @@ static bool load_piece(struct cuda_backend *b, const struct sl_weight_src *src, 
 static bool load_rows(struct cuda_backend *b, const struct sl_weight_src *src, uint32_t n_src,
                       const struct sl_weight *w, void *data)
 {
-    size_t fit = LOAD_BYTES / sl_dtype_bytes(src->dtype, src->k);
+    size_t fit = b->load_bytes / sl_dtype_bytes(src->dtype, src->k);
     uint32_t step = fit > UINT32_MAX / 2 ? UINT32_MAX / 2 : (uint32_t)fit, row = 0;
     step = step > 16 ? step / 16 * 16 : step;
     for (uint32_t i = 0; i < n_src; i++)
@@ -164,7 +174,8 @@ enum sl_status cuda_op_weight_pack(struct sl_backend *base, const struct sl_weig
     struct cuda_packed *p = calloc(1, sizeof *p);
     if (!p)
         return sl_fail(err, SL_NO_MEMORY, "weight: no memory");
-    if (!load_open(b, err) || cuda_take(b, w.bytes, &data, err)) {
+    if (!load_open(b, (size_t)w.n * sl_dtype_bytes(w.dtype, w.k), err) ||
+        cuda_take(b, w.bytes, &data, err)) {
         free(p);
         return SL_NO_MEMORY;
     }

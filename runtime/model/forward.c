@@ -335,10 +335,21 @@ static bool only_decodes(const struct pass *p)
     return true;
 }
 
-/* The next power of two, or `most`. */
-static uint32_t bucket(uint32_t n, uint32_t most)
+#define ROWS_DOUBLE_TO 32 /* then they grow by as many */
+
+/* Rows of a step that n sequences are part of, as are some fewer. */
+static uint32_t rows_bucket(uint32_t n, uint32_t most)
 {
     uint32_t b = 1;
+    while (b < n)
+        b += b < ROWS_DOUBLE_TO ? b : ROWS_DOUBLE_TO;
+    return b < most ? b : most;
+}
+
+/* The same of positions, in segments. */
+static uint32_t positions_bucket(uint32_t n, uint32_t most)
+{
+    uint32_t b = SL_ATTN_SEGMENT;
     while (b < n && b < most)
         b *= 2;
     return b < most ? b : most;
@@ -361,10 +372,10 @@ static void decode(const struct pass *p, struct piece *piece)
     struct sl_model *m = p->m;
     uint32_t most =
         m->max_batch_tokens < m->max_logit_rows ? m->max_batch_tokens : m->max_logit_rows;
-    uint32_t n = bucket(piece->in.batch.n_tok, most);
+    uint32_t n = rows_bucket(piece->in.batch.n_tok, most);
     m->b->ops->stage(m->b, p->kv, &piece->in, n, &piece->rows);
     struct sl_batch *b = &piece->rows.batch;
-    b->max_pos = bucket(b->max_pos + 1, m->max_positions) - 1;
+    b->max_pos = positions_bucket(b->max_pos + 1, m->max_positions) - 1;
     const uint64_t key[4] = {(uint64_t)b->n_tok << 32 | b->max_pos, (uintptr_t)m, (uintptr_t)p->kv,
                              (uintptr_t)p->step->logits};
     struct decode d = {p, piece};

@@ -48,22 +48,22 @@ void emu_at(const char *file, int line)
     (void)line;
 }
 
-cudaError_t (cudaGetDevice)(int *device)
+cudaError_t(cudaGetDevice)(int *device)
 {
     *device = 0;
     return cudaSuccess;
 }
 
-cudaError_t (cudaDeviceGetAttribute)(int *value, enum cudaDeviceAttr attr, int device)
+cudaError_t(cudaDeviceGetAttribute)(int *value, enum cudaDeviceAttr attr, int device)
 {
     *value = attr == cudaDevAttrMaxSharedMemoryPerBlockOptin ? device_shared_max : 1;
     return device == 0 ? cudaSuccess : cudaErrorInvalidDevice;
 }
 
-cudaError_t (cudaFuncSetAttribute)(const void *func, enum cudaFuncAttribute attr, int value)
+cudaError_t(cudaFuncSetAttribute)(const void *func, enum cudaFuncAttribute attr, int value)
 {
-    bool fits = func && attr == cudaFuncAttributeMaxDynamicSharedMemorySize &&
-                value <= device_shared_max;
+    bool fits =
+        func && attr == cudaFuncAttributeMaxDynamicSharedMemorySize && value <= device_shared_max;
     return fits ? cudaSuccess : cudaErrorInvalidValue;
 }
 

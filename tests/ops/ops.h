@@ -2,6 +2,7 @@
 #ifndef TESTS_OPS_OPS_H
 #define TESTS_OPS_OPS_H
 
+#include <sluice/kernels/cuda.h>
 #include <sluice/kernels/op.h>
 
 #include <math.h>
@@ -13,32 +14,59 @@
 #include <string.h>
 #include <cmocka.h>
 
+#include "emu/control.h"
+#include "on_device.h"
+
+sl_cuda_entry sl_cuda_plugin; /* linked in: the emulated one */
+
+/* The CPU on one instruction set, or the device emulated under a seed of scheduling: odd ones
+ * complete copies at once, even ones as late as allowed. */
+struct form {
+    enum sl_isa isa;
+    uint32_t n_threads;
+    uint64_t seed; /* 0: the CPU */
+};
+
 /* Every form whose bits must be scalar's on one thread. */
-static const struct sl_cpu_config exact_forms[] = {
-    {SL_ISA_SCALAR, 2}, {SL_ISA_AVX2, 1},   {SL_ISA_AVX2, 2},   {SL_ISA_AVX2, 3},
-    {SL_ISA_AVX512, 1}, {SL_ISA_AVX512, 2}, {SL_ISA_AVX512, 3},
+static const struct form exact_forms[] = {
+    {SL_ISA_SCALAR, 2, 0}, {SL_ISA_AVX2, 1, 0},   {SL_ISA_AVX2, 2, 0},   {SL_ISA_AVX2, 3, 0},
+    {SL_ISA_AVX512, 1, 0}, {SL_ISA_AVX512, 2, 0}, {SL_ISA_AVX512, 3, 0}, {SL_ISA_SCALAR, 1, 1},
+    {SL_ISA_SCALAR, 1, 2}, {SL_ISA_SCALAR, 1, 3}, {SL_ISA_SCALAR, 1, 4},
 };
 #define N_FORMS (sizeof exact_forms / sizeof *exact_forms)
 
+/* Tensor cores multiply these formats: bits of their own. */
+static inline bool has_own_bits(const struct form *f, enum sl_dtype weight)
+{
+    return f->seed && (weight == SL_F16 || weight == SL_BF16);
+}
+
 /* NULL, said aloud, where this machine cannot run the form. */
-static inline struct sl_backend *open_form(const struct sl_cpu_config *cfg)
+static inline struct sl_backend *open_form(const struct form *f)
 {
     struct sl_backend *b = NULL;
     struct sl_err err;
-    if (!sl_cpu_has_isa(cfg->isa)) {
-        print_message("[  SKIP  ] %s, %u threads: not on this machine\n", sl_isa_name(cfg->isa),
-                      cfg->n_threads);
+    const struct sl_cpu_config cpu = {f->isa, f->n_threads};
+    const struct sl_cuda_config cuda = {0, f->n_threads};
+    if (f->seed) {
+        emu_seed(f->seed);
+        assert_int_equal(sl_cuda_plugin()->open(&cuda, &b, &err), SL_OK);
+        return on_device_open(b);
+    }
+    if (!sl_cpu_has_isa(f->isa)) {
+        print_message("[  SKIP  ] %s, %u threads: not on this machine\n", sl_isa_name(f->isa),
+                      f->n_threads);
         return NULL;
     }
-    assert_int_equal(sl_cpu_open(cfg, &b, &err), SL_OK);
-    assert_int_equal(b->isa, cfg->isa); /* the self-check agreed */
+    assert_int_equal(sl_cpu_open(&cpu, &b, &err), SL_OK);
+    assert_int_equal(b->isa, f->isa); /* the self-check agreed */
     return b;
 }
 
 static inline struct sl_backend *open_scalar(void)
 {
-    const struct sl_cpu_config cfg = {SL_ISA_SCALAR, 1};
-    return open_form(&cfg);
+    const struct form f = {SL_ISA_SCALAR, 1, 0};
+    return open_form(&f);
 }
 
 static inline struct sl_backend *open_ref(void)
@@ -77,6 +105,10 @@ static inline double worst_relative(const float *a, const float *b, size_t n)
     }
     return peak > 0.0 ? worst / peak : worst;
 }
+
+/* Largest |a - b| between scalar's and the device's sums of products of 16-bit weights, of the
+ * largest value: 11 bits of the activations are left where weights are f16, 8 where bf16. */
+#define OWN_BITS_TOLERANCE 1e-2
 
 #define assert_same_bits(a, b, n) assert_memory_equal((a), (b), (n) * sizeof(float))
 

@@ -107,7 +107,8 @@ static void ranks_have_the_bits_of_the_whole(void **state)
                 struct problem p = make_problem(types[t], &shapes[i], (uint32_t)i + 1);
                 bool bias = (i + t) % 2 == 0, add = (i + t) % 3 == 0;
                 float *a = fresh(p.s), *b = fresh(p.s);
-                run_whole(scalar, &p, bias, add, a);
+                run_whole(has_own_bits(&exact_forms[f], types[t]) ? form : scalar, &p, bias, add,
+                          a);
                 run_ranks(form, &p, bias, add, b);
                 if (memcmp(a, b, (size_t)p.s->n_tok * (p.s->n + 1) * sizeof *a) != 0)
                     fail_msg("%s, %s, shape %zu", sl_isa_name(exact_forms[f].isa),
