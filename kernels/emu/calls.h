@@ -68,7 +68,24 @@
     X(cudaGraphUpload)                                                                             \
     X(cudaGraphLaunch)                                                                             \
     X(cudaGraphExecDestroy)                                                                        \
-    X(emu_enqueue)
+    X(emu_enqueue)                                                                                 \
+    X(ncclGetVersion)                                                                              \
+    X(ncclGetUniqueId)                                                                             \
+    X(ncclCommInitRank)                                                                            \
+    X(ncclCommInitRankConfig)                                                                      \
+    X(ncclCommFinalize)                                                                            \
+    X(ncclCommDestroy)                                                                             \
+    X(ncclCommAbort)                                                                               \
+    X(ncclCommGetAsyncError)                                                                       \
+    X(ncclCommCount)                                                                               \
+    X(ncclCommCuDevice)                                                                            \
+    X(ncclCommUserRank)                                                                            \
+    X(ncclSend)                                                                                    \
+    X(ncclRecv)                                                                                    \
+    X(ncclAllGather)                                                                               \
+    X(ncclBroadcast)                                                                               \
+    X(ncclGroupStart)                                                                              \
+    X(ncclGroupEnd)
 
 #define EMU_CALL_ID(name) CALL_##name,
 enum call_id { EMU_CALLS(EMU_CALL_ID) CALL_MAX };

@@ -22,7 +22,7 @@
 extern "C" {
 #endif
 
-enum { EMU_DEVICES_MAX = 16, EMU_REPORTS_MAX = 64, EMU_LATE_MS = 5 };
+enum { EMU_DEVICES_MAX = 16, EMU_REPORTS_MAX = 64, EMU_LATE_MS = 5, EMU_NCCL_FAULT = 2000 };
 
 struct emu_config {
     uint32_t n_devices; /* 0: cudaErrorNoDevice */
@@ -52,7 +52,9 @@ void emu_reports_clear(void);
 /* The nth call (from 1) of `name` returns `error`, or, if `late`, has its work fail with it when
  * the device gets there. Errors that the device does not survive (ECC, launch failure, illegal
  * address,
- * ...) are sticky. False: no such call, or too many faults. */
+ * ...) are sticky. Of NCCL's calls, EMU_NCCL_FAULT + an ncclResult_t is returned; a late one is the
+ * communicator's asynchronous error, with ncclInProgress none, and its work never ends. False: no
+ * such call, or too many faults. */
 bool emu_fault(const char *name, uint64_t nth, cudaError_t error, bool late);
 /* "NAME:N:ERROR[:late],...", as in SLUICE_CUDA_EMU_FAULT. */
 bool emu_fault_parse(const char *text);

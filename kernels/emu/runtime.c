@@ -139,7 +139,9 @@ static cudaError_t no_device_error(void)
 
 static bool call_refuse(struct call *c, cudaError_t error)
 {
-    c->error = last_error = error;
+    c->error = error;
+    if ((int)error < EMU_NCCL_FAULT)
+        last_error = error;
     pthread_mutex_unlock(&rt.lock);
     return false;
 }

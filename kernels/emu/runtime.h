@@ -90,8 +90,15 @@ uint32_t memory_close(struct device *d, void (*leak)(const char *));
 
 enum work_kind { WORK_EMPTY, WORK_COPY, WORK_SET, WORK_KERNEL, WORK_HOST, WORK_POLL };
 
-/* WORK_POLL: done, failed, or cudaErrorNotReady: asked again. */
-typedef cudaError_t emu_poll_fn(void *arg);
+/* What a WORK_POLL is; `user` belongs to the work. */
+struct emu_poll {
+    cudaError_t (*poll)(void *user); /* cudaErrorNotReady: is asked again */
+    void (*begin)(void *user);       /* it has been enqueued */
+    void *(*clone)(const void *user);
+    void (*free)(void *user);
+    /* The i-th range it touches; false: there are no more. */
+    bool (*access)(const void *user, uint32_t i, struct span *span, bool *write);
+};
 
 struct work {
     enum work_kind kind;
@@ -109,7 +116,7 @@ struct work {
     void *args; /* owned */
     size_t args_bytes;
     cudaHostFn_t host;
-    emu_poll_fn *poll;
+    const struct emu_poll *poll;
     void *user;
     struct memory *uses[USES_MAX];
     uint32_t n_uses;
@@ -269,6 +276,14 @@ uint32_t streams_close(struct device *d, void (*leak)(const char *));
 
 /* The memory it uses, by its spans or by its arguments; an error of memory it may not use. */
 cudaError_t work_find_uses(struct device *d, struct work *w);
+
+/* ---- nccl.c ---- */
+
+/* All communicators end; and those of one device, as by an abort. */
+uint32_t nccl_close(void (*leak)(const char *));
+void nccl_abandon(struct device *d);
+/* When a process began: its number may come again. False: there is none. */
+bool process_started(int pid, uint64_t *when);
 
 /* ---- captures and graphs ---- */
 

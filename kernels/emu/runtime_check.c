@@ -59,6 +59,11 @@ cudaError_t work_find_uses(struct device *d, struct work *w)
     w->n_uses = 0;
     if (w->kind == WORK_COPY || w->kind == WORK_SET)
         error = use(d, w, (const void *)w->copy.to.base);
+    struct span span;
+    bool write;
+    for (uint32_t i = 0; w->kind == WORK_POLL && w->poll->access(w->user, i, &span, &write); i++)
+        if (span.width && (next = use(d, w, (void *)span.base)))
+            error = next;
     if (w->kind == WORK_COPY && !w->copy.staged && (next = use(d, w, (void *)w->copy.from.base)))
         error = next;
     /* Words of the arguments that are addresses of memory: what a kernel gets by another pointer in
@@ -147,6 +152,8 @@ void check_access(struct device *d, struct memory *m, const struct span *span, b
     char text[160];
     for (uint32_t i = m->n_accesses; i-- > 0;) {
         struct access *a = &m->accesses[i];
+        if (a->mark == mark)
+            continue;
         if (unordered(a->mark, mark)) {
             if (!(write || a->write) || !spans_meet(&a->span, span))
                 continue;
@@ -161,8 +168,21 @@ void check_access(struct device *d, struct memory *m, const struct span *span, b
     access_add(m, (struct access){*span, write, mark, w->name, w->site});
 }
 
+static void check_poll(struct device *d, struct work *w, struct mark *mark)
+{
+    struct span span;
+    bool write;
+    for (uint32_t i = 0; w->poll->access(w->user, i, &span, &write); i++) {
+        struct memory *m = memory_at((void *)span.base);
+        if (span.width && m && !m->freed)
+            check_access(d, m, &span, write, mark, w);
+    }
+}
+
 void check_work(struct device *d, struct work *w, struct mark *mark)
 {
+    if (w->kind == WORK_POLL)
+        check_poll(d, w, mark);
     if (w->kind != WORK_COPY && w->kind != WORK_SET)
         return;
     struct memory *to = memory_at((const void *)w->copy.to.base);

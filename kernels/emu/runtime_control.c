@@ -2,6 +2,7 @@
  * environment and writes to stderr. */
 #include "emu/runtime.h"
 
+#include <nccl.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -84,7 +85,8 @@ static bool add_fault(const char *name, size_t len, uint64_t nth, cudaError_t er
     uint32_t id = 0;
     while (id < CALL_MAX && (strlen(call_name(id)) != len || memcmp(call_name(id), name, len)))
         id++;
-    if (id == CALL_MAX || n_faults == FAULTS_MAX || !nth || !error)
+    if (id == CALL_MAX || n_faults == FAULTS_MAX || !nth || !error ||
+        ((int)error > EMU_NCCL_FAULT && strncmp(call_name(id), "nccl", 4) != 0))
         return false;
     faults[n_faults++] = (struct fault){id, nth, error, late};
     return true;
@@ -110,6 +112,14 @@ static cudaError_t error_named(const char *name, size_t len)
         if (strlen(n) == len && !memcmp(n, name, len))
             return all[i];
     }
+    static const char *const results[] = {
+#define NAME_OF(name, value, text) #name,
+        EMU_NCCL_RESULTS(NAME_OF)
+#undef NAME_OF
+    };
+    for (unsigned i = 1; i < ncclNumResults; i++)
+        if (strlen(results[i]) == len && !memcmp(results[i], name, len))
+            return (cudaError_t)(EMU_NCCL_FAULT + i);
     return cudaSuccess;
 }
 
@@ -224,6 +234,7 @@ uint32_t emu_restart(const struct emu_config *config, void (*leak)(const char *)
 {
     uint32_t n = 0;
     pthread_mutex_lock(&rt.lock);
+    n += nccl_close(leak);
     for (int i = 0; i < EMU_DEVICES_MAX; i++)
         if (rt.devices[i].open)
             device_drain(&rt.devices[i]);

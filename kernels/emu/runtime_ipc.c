@@ -22,7 +22,7 @@ _Static_assert(sizeof(struct handle) <= sizeof(cudaIpcMemHandle_t), "fits");
 
 /* Field 22 of /proc/PID/stat; the name before it may hold anything but is closed by the last ')'.
  */
-static bool start_time(int pid, uint64_t *t)
+bool process_started(int pid, uint64_t *when)
 {
     char path[64], text[1024];
     snprintf(path, sizeof path, "/proc/%d/stat", pid);
@@ -37,7 +37,7 @@ static bool start_time(int pid, uint64_t *t)
         at = strchr(at + 1, ' ');
     if (!at)
         return false;
-    *t = strtoull(at + 1, NULL, 10);
+    *when = strtoull(at + 1, NULL, 10);
     return true;
 }
 
@@ -55,7 +55,7 @@ cudaError_t cudaIpcGetMemHandle(cudaIpcMemHandle_t *out, void *p)
                        .device = m->device->index,
                        .file_at = m->file_at,
                        .bytes = m->bytes};
-    if (!start_time(h.pid, &h.started))
+    if (!process_started(h.pid, &h.started))
         return call_end(&c, cudaErrorOperatingSystem);
     memset(out, 0, sizeof *out);
     memcpy(out, &h, sizeof h);
@@ -69,7 +69,7 @@ static int open_file(const struct handle *h)
     struct stat st;
     uint64_t started;
     snprintf(path, sizeof path, "/proc/%d/fd/%d", h->pid, h->file);
-    if (!start_time(h->pid, &started) || started != h->started)
+    if (!process_started(h->pid, &started) || started != h->started)
         return -1;
     int file = open(path, O_RDWR | O_CLOEXEC);
     if (file < 0)

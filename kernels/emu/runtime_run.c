@@ -144,6 +144,9 @@ void work_free(struct work *w)
 {
     free(w->copy.staged);
     free(w->args);
+    if (w->kind == WORK_POLL && w->user)
+        w->poll->free(w->user);
+    w->user = NULL;
     w->copy.staged = w->args = NULL;
 }
 
@@ -151,6 +154,10 @@ bool work_clone(struct work *to, const struct work *from)
 {
     *to = *from;
     to->copy.staged = NULL; /* of no captured work */
+    if (from->kind == WORK_POLL) {
+        to->user = from->poll->clone(from->user);
+        return to->user;
+    }
     if (!from->args)
         return true;
     to->args = args_copy(from->args, from->args_bytes);
@@ -231,7 +238,7 @@ static struct op *pick(struct device *d, uint64_t *wait)
             continue;
         }
         if (op->work.kind == WORK_POLL && !op->work.fail && !d->sticky) {
-            cudaError_t error = op->work.poll(op->work.user);
+            cudaError_t error = op->work.poll->poll(op->work.user);
             if (error == cudaErrorNotReady) {
                 *wait = *wait && *wait < POLL_NS ? *wait : POLL_NS;
                 continue;
@@ -369,6 +376,8 @@ struct mark *op_submit(struct device *d, struct work *w, struct mark **deps, uin
     for (uint32_t i = 0; i < w->n_uses; i++)
         memory_used_by(w->uses[i], m);
     clock_join(&d->all, &m->clock);
+    if (w->kind == WORK_POLL)
+        w->poll->begin(w->user);
     append(d, op);
     if (!rt.config.seed)
         mark_demand(m);

@@ -243,6 +243,7 @@ uint32_t streams_close(struct device *d, void (*leak)(const char *))
 
 void device_close(struct device *d)
 {
+    nccl_abandon(d);
     device_drain(d);
     streams_close(d, NULL);
     memory_close(d, NULL);
