@@ -41,11 +41,11 @@ __device__ static void stage_rows(const attn_args &a, const attn_short &g, const
     float *scales = reinterpret_cast<float *>(stage + g.chunk * g.stride);
     if (TYPE == SL_I8 && threadIdx.x < n)
         scales[threadIdx.x] =
-            load_scale(row_of<TYPE>(a, t.seq, half, head, pos + threadIdx.x).scale);
+            load_scale(row_of<TYPE>(a, t.pages, half, head, pos + threadIdx.x).scale);
     if (a.g.aligned) {
         for (uint32_t u = threadIdx.x; u < n * units; u += BLOCK) {
             uint32_t i = u / units, j = u % units;
-            const uint8_t *from = row_of<TYPE>(a, t.seq, half, head, pos + i).data;
+            const uint8_t *from = row_of<TYPE>(a, t.pages, half, head, pos + i).data;
             if (j < whole)
                 dev_copy16(stage + i * g.stride + 16 * j, from + 16 * j);
             else
@@ -56,7 +56,7 @@ __device__ static void stage_rows(const attn_args &a, const attn_short &g, const
     uint32_t bytes = units * 16, have = a.g.head_dim * elem;
     for (uint32_t u = threadIdx.x; u < n * bytes; u += BLOCK) {
         uint32_t i = u / bytes, j = u % bytes;
-        const uint8_t *from = row_of<TYPE>(a, t.seq, half, head, pos + i).data;
+        const uint8_t *from = row_of<TYPE>(a, t.pages, half, head, pos + i).data;
         stage[i * g.stride + j] = j < have ? from[j] : (uint8_t)0;
     }
 }
@@ -79,16 +79,18 @@ __device__ static void score_rows(const attn_short &g, const short_smem &s, cons
                                   uint32_t padded, uint32_t n_rows, uint32_t n, float scale,
                                   float *p)
 {
-    uint32_t i = threadIdx.x % g.chunk, step = BLOCK / g.chunk;
+    const attn_part w = attn_score_part(threadIdx.x, g.chunk);
+    const uint32_t i = w.i;
     const uint8_t *k = stage + i * g.stride;
     float k_scale = 1.0f;
     if (i >= n)
         return;
     if (TYPE == SL_I8)
         k_scale = reinterpret_cast<const float *>(stage + g.chunk * g.stride)[i];
-    for (uint32_t r = 2 * (threadIdx.x / g.chunk); r < n_rows; r += 2 * step) {
+    for (uint32_t r = 2 * w.first; r < n_rows; r += 2 * w.step) {
         float acc[2][16] = {}, kv[16];
         const float4 *q = reinterpret_cast<const float4 *>(s.q + r * padded);
+        UNROLL_BY(1) /* more would take registers from other blocks */
         for (uint32_t d = 0; d < padded; d += 16) {
             load_group<TYPE>(k + d * attn_elem_bytes(TYPE), k_scale, kv);
             UNROLL
@@ -120,21 +122,6 @@ __device__ static float2 load_two(const uint8_t *row, uint32_t d, float scale)
     return make_float2(half_word<TYPE>(two, 0), half_word<TYPE>(two, 1));
 }
 
-/* What a thread weighs: two elements from d, of rows r, r + step, .. n_rows. */
-struct weigh_part {
-    uint32_t d, r, step;
-};
-
-__device__ static weigh_part weigh_part_of(uint32_t padded)
-{
-    uint32_t pairs = padded / 2;
-    weigh_part w;
-    w.step = pairs < BLOCK ? BLOCK / pairs : 1;
-    w.d = threadIdx.x % pairs * 2;
-    w.r = threadIdx.x / pairs;
-    return w;
-}
-
 /* Adds n positions to the outputs of four rows' pair of elements, where the row sees them. */
 template <enum sl_dtype TYPE, bool ALL>
 __device__ static void weigh_run(const uint8_t *v, uint32_t stride, const float *scales,
@@ -158,21 +145,21 @@ __device__ static void weigh_run(const uint8_t *v, uint32_t stride, const float 
 /* Adds positions [p0, p0 + n) of the segment to the outputs of up to four rows. */
 template <enum sl_dtype TYPE>
 __device__ static void weigh_pair(const attn_short &g, const short_smem &s, const uint8_t *stage,
-                                  uint32_t padded, uint32_t n_rows, const weigh_part &w,
-                                  uint32_t p0, uint32_t n)
+                                  uint32_t padded, uint32_t n_rows, const attn_part &w, uint32_t p0,
+                                  uint32_t n)
 {
     const float *scales = reinterpret_cast<const float *>(stage + g.chunk * g.stride);
-    const float *p = s.p + w.r * ATTN_P_STRIDE + p0;
-    const uint8_t *v = stage + w.d * attn_elem_bytes(TYPE);
+    const float *p = s.p + w.first * ATTN_P_STRIDE + p0;
+    const uint8_t *v = stage + w.i * attn_elem_bytes(TYPE);
     uint32_t seen[4], all = n, p_step = w.step * ATTN_P_STRIDE;
     float2 acc[4];
     UNROLL
     for (uint32_t j = 0; j < 4; j++) {
-        uint32_t r = w.r + j * w.step;
+        uint32_t r = w.first + j * w.step;
         seen[j] = r < n_rows && s.seen[r] > p0 ? min(s.seen[r] - p0, n) : 0;
         acc[j] = make_float2(0.0f, 0.0f);
         if (seen[j] > 0) {
-            acc[j] = *reinterpret_cast<float2 *>(s.o + r * padded + w.d);
+            acc[j] = *reinterpret_cast<float2 *>(s.o + r * padded + w.i);
             all = min(all, seen[j]);
         }
     }
@@ -181,17 +168,17 @@ __device__ static void weigh_pair(const attn_short &g, const short_smem &s, cons
     UNROLL
     for (uint32_t j = 0; j < 4; j++)
         if (seen[j] > 0)
-            *reinterpret_cast<float2 *>(s.o + (w.r + j * w.step) * padded + w.d) = acc[j];
+            *reinterpret_cast<float2 *>(s.o + (w.first + j * w.step) * padded + w.i) = acc[j];
 }
 
 template <enum sl_dtype TYPE>
 __device__ static void weigh_rows(const attn_short &g, const short_smem &s, const uint8_t *stage,
                                   uint32_t padded, uint32_t n_rows, uint32_t p0, uint32_t n)
 {
-    weigh_part w = weigh_part_of(padded);
-    if (w.r >= w.step)
+    attn_part w = attn_weigh_part(threadIdx.x, padded);
+    if (w.first >= w.step)
         return;
-    for (; w.d < padded; w.d += 2 * BLOCK)
+    for (; w.i < padded; w.i += 2 * BLOCK)
         weigh_pair<TYPE>(g, s, stage, padded, n_rows, w, p0, n);
 }
 
@@ -235,7 +222,7 @@ __device__ static void end_rows(const attn_args &a, const tile &t, const short_s
 
 /* blockIdx: segment, tile of rows and KV head, sequence. */
 template <enum sl_dtype TYPE>
-static __global__ void __launch_bounds__(BLOCK)
+static __global__ void __launch_bounds__(BLOCK, 4)
     attention_short(attn_args a, attn_short g, uint32_t n_tiles)
 {
     DYN_SHARED(float, sm);

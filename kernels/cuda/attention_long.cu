@@ -34,20 +34,19 @@ __device__ static void store_group(float *to, const float v[16], bool by_lane)
                        : make_float4(v[4 * j], v[4 * j + 1], v[4 * j + 2], v[4 * j + 3]);
 }
 
-/* Positions [pos, pos + n) of one half as float32, then zeros up to a multiple of 4. Threads run
- * over positions first, so that 8 of them store to 8 rows. */
+/* Positions [pos, pos + n) of one half as float32, then zeros up to a multiple of 4. */
 template <enum sl_dtype TYPE>
 __device__ static void load_rows(const attn_args &a, const attn_long &g, const tile &t,
                                  uint32_t half, uint32_t pos, uint32_t n, float *kv)
 {
     const uint32_t elem = attn_elem_bytes(TYPE), n4 = (n + 3) & ~3u, dim = a.g.head_dim;
     for (uint32_t u = threadIdx.x; u < attn_padded(dim) / 16 * g.chunk; u += BLOCK) {
-        uint32_t i = u % g.chunk, d = u / g.chunk * 16;
+        uint32_t i = attn_load_at(u, g.chunk).row, d = attn_load_at(u, g.chunk).i;
         float v[16] = {};
         if (i >= n4)
             continue;
         if (i < n) {
-            kv_row r = row_of<TYPE>(a, t.seq, half, a.kv_first + t.head, pos + i);
+            kv_row r = row_of<TYPE>(a, t.pages, half, a.kv_first + t.head, pos + i);
             float scale = TYPE == SL_I8 ? load_scale(r.scale) : 1.0f;
             if (a.g.aligned && d + 16 <= dim) {
                 load_group<TYPE>(r.data + d * elem, scale, v);
@@ -115,7 +114,8 @@ __device__ static void score_chunk(const attn_long &g, const long_smem &s, uint3
     uint32_t across = (n + 3) / 4, n_tiles = across * (g.rows / 4), j = threadIdx.x % 4;
     /* Whole warps run together: quads beyond the last tile repeat it. */
     for (uint32_t u = threadIdx.x / 4; u < ((n_tiles + 7) & ~7u); u += BLOCK / 4) {
-        uint32_t at = min(u, n_tiles - 1), i = at % across * 4, r = at / across * 4;
+        const attn_at at = attn_score_at(min(u, n_tiles - 1), across);
+        const uint32_t i = at.i, r = at.row;
         float acc[4][4][4] = {};
         score_tile(s.q + r * g.stride + 4 * j, s.kv + i * g.stride + 4 * j, g.stride, padded, acc);
         float4 v = fold_tile(acc, j);
@@ -148,24 +148,19 @@ __device__ static void softmax_rows(const attn_long &g, const tile &t, const lon
     }
 }
 
-/* What a thread weighs: elements d to d + 3 of rows r to r + 3; none where r is beyond the tile. */
-struct weigh_quad {
-    uint32_t d, r;
-};
-
 __device__ static float at4(const float4 &v, uint32_t i)
 {
     return i == 0 ? v.x : i == 1 ? v.y : i == 2 ? v.z : v.w;
 }
 
 /* Adds positions [p0, p0 + n) to acc [row][element]; n rounded up to 4. */
-__device__ static void weigh_chunk(const attn_long &g, const long_smem &s, const weigh_quad &w,
+__device__ static void weigh_chunk(const attn_long &g, const long_smem &s, const attn_at &w,
                                    uint32_t p0, uint32_t n, float acc[4][4])
 {
     uint32_t seen[4], all = n;
     UNROLL
     for (uint32_t r = 0; r < 4; r++) {
-        uint32_t at = s.seen[w.r + r];
+        uint32_t at = s.seen[w.row + r];
         seen[r] = at > p0 ? at - p0 : 0;
         all = min(all, seen[r]);
     }
@@ -173,10 +168,10 @@ __device__ static void weigh_chunk(const attn_long &g, const long_smem &s, const
         float4 p[4];
         UNROLL
         for (uint32_t r = 0; r < 4; r++)
-            p[r] = *reinterpret_cast<const float4 *>(s.p + (w.r + r) * ATTN_P_STRIDE + p0 + i);
+            p[r] = *reinterpret_cast<const float4 *>(s.p + (w.row + r) * ATTN_P_STRIDE + p0 + i);
         UNROLL
         for (uint32_t k = 0; k < 4; k++) {
-            float4 v = *reinterpret_cast<const float4 *>(s.kv + (i + k) * g.stride + w.d);
+            float4 v = *reinterpret_cast<const float4 *>(s.kv + (i + k) * g.stride + w.i);
             UNROLL
             for (uint32_t r = 0; r < 4; r++) {
                 if (i + 4 > all && i + k >= seen[r])
@@ -193,30 +188,30 @@ __device__ static void weigh_chunk(const attn_long &g, const long_smem &s, const
 
 /* Folds the segment into the rows' running results, which live in `out`, the thread's own. */
 __device__ static void merge_quad(const attn_args &a, const tile &t, const long_smem &s,
-                                  const weigh_quad &w, uint32_t base, const float acc[4][4])
+                                  const attn_at &w, uint32_t base, const float acc[4][4])
 {
     UNROLL
     for (uint32_t r = 0; r < 4; r++) {
-        uint32_t row = w.r + r;
+        uint32_t row = w.row + r;
         if (row >= t.n_rows || s.seen[row] == 0)
             continue;
         float *o =
             a.out + (size_t)token_of(a, t, row) * a.out_stride + head_of(a, t, row) * a.g.head_dim;
         UNROLL
         for (uint32_t e = 0; e < 4; e++)
-            if (w.d + e < a.g.head_dim)
-                o[w.d + e] =
-                    base == 0 ? acc[r][e] : __fmaf_rn(acc[r][e], s.f2[row], o[w.d + e] * s.f[row]);
+            if (w.i + e < a.g.head_dim)
+                o[w.i + e] =
+                    base == 0 ? acc[r][e] : __fmaf_rn(acc[r][e], s.f2[row], o[w.i + e] * s.f[row]);
     }
 }
 
 __device__ static void finish_quad(const attn_args &a, const tile &t, const long_smem &s,
-                                   const weigh_quad &w)
+                                   const attn_at &w)
 {
-    for (uint32_t row = w.r; row < min(w.r + 4, t.n_rows); row++) {
+    for (uint32_t row = w.row; row < min(w.row + 4, t.n_rows); row++) {
         float *o =
             a.out + (size_t)token_of(a, t, row) * a.out_stride + head_of(a, t, row) * a.g.head_dim;
-        for (uint32_t d = w.d; d < min(w.d + 4, a.g.head_dim); d++)
+        for (uint32_t d = w.i; d < min(w.i + 4, a.g.head_dim); d++)
             o[d] = o[d] / s.sum[row];
     }
 }
@@ -235,7 +230,7 @@ __device__ static void load_queries(const attn_args &a, const attn_long &g, cons
 
 /* blockIdx: tile of rows (the last, which has most to do, first), KV head, sequence. */
 template <enum sl_dtype TYPE>
-static __global__ void __launch_bounds__(BLOCK) attention_long(attn_args a, attn_long g)
+static __global__ void __launch_bounds__(BLOCK, 4) attention_long(attn_args a, attn_long g)
 {
     DYN_SHARED(float, sm);
     tile t;
@@ -244,7 +239,7 @@ static __global__ void __launch_bounds__(BLOCK) attention_long(attn_args a, attn
         return;
     const uint32_t padded = attn_padded(a.g.head_dim);
     const long_smem s = cut_smem(sm, g);
-    const weigh_quad w = {threadIdx.x % (padded / 4) * 4, threadIdx.x / (padded / 4) * 4};
+    const attn_at w = attn_weigh_at(threadIdx.x, padded);
     load_queries(a, g, t, padded, s.q);
     for (uint32_t base = 0; base < t.end; base += SEG) {
         uint32_t n_pos = min(t.end - base, (uint32_t)SEG);
@@ -264,15 +259,15 @@ static __global__ void __launch_bounds__(BLOCK) attention_long(attn_args a, attn
             uint32_t n = min(n_pos - p0, g.chunk);
             load_rows<TYPE>(a, g, t, 1, base + p0, n, s.kv);
             __syncthreads();
-            if (w.r < g.rows)
+            if (w.row < g.rows)
                 weigh_chunk(g, s, w, p0, n, acc);
             __syncthreads();
         }
-        if (w.r < g.rows)
+        if (w.row < g.rows)
             merge_quad(a, t, s, w, base, acc);
         __syncthreads();
     }
-    if (w.r < g.rows)
+    if (w.row < g.rows)
         finish_quad(a, t, s, w);
 }
 

@@ -22,22 +22,16 @@ struct attn_args {
 
 /* ---- reading pages ---- */
 
-__device__ static inline const uint8_t *page_of(const attn_args &a, uint32_t seq, uint32_t pos)
-{
-    uint32_t page = a.pages[a.page_start[seq] + (pos >> a.g.page_shift)];
-    return a.layer + page * a.g.page_bytes;
-}
-
-/* Where a row is, and its int8 scale. */
+/* Where a row of a sequence is, and its int8 scale. */
 struct kv_row {
     const uint8_t *data, *scale;
 };
 
 template <enum sl_dtype TYPE>
-__device__ static inline kv_row row_of(const attn_args &a, uint32_t seq, uint32_t half,
+__device__ static inline kv_row row_of(const attn_args &a, const uint32_t *pages, uint32_t half,
                                        uint32_t head, uint32_t pos)
 {
-    const uint8_t *page = page_of(a, seq, pos);
+    const uint8_t *page = a.layer + pages[pos >> a.g.page_shift] * a.g.page_bytes;
     uint32_t slot = pos & ((1u << a.g.page_shift) - 1);
     kv_row r;
     r.data = page + attn_row_at(&a.g, attn_elem_bytes(TYPE), half, head, slot);
@@ -72,7 +66,7 @@ template <enum sl_dtype TYPE> __device__ static inline float half_word(uint32_t 
     return TYPE == SL_F16 ? dev_from_f16(h) : dev_from_bf16(h);
 }
 
-/* Elements [first, first + 4) of a row at 16 bytes, the group of 16 by loads of 16 bytes. */
+/* 16 elements by loads of 16 bytes. */
 template <enum sl_dtype TYPE>
 __device__ static inline void load_group(const uint8_t *p, float scale, float out[16])
 {
@@ -98,8 +92,9 @@ __device__ static inline void load_group(const uint8_t *p, float scale, float ou
 /* ---- rows of a tile ---- */
 
 struct tile {
-    uint32_t seq, head; /* KV head of the call */
-    uint32_t first;     /* token of the sequence's first row */
+    const uint32_t *pages; /* of the sequence */
+    uint32_t seq, head;    /* KV head of the call */
+    uint32_t first;        /* token of the sequence's first row */
     uint32_t r0, n_rows;
     uint32_t end; /* positions that the last row sees */
 };
@@ -129,7 +124,7 @@ __device__ static inline bool make_tile(const attn_args &a, uint32_t seq, uint32
     uint32_t first = a.q_start[seq], n_tok = a.q_start[seq + 1] - first;
     if (n_tok * a.group <= r0 || (n_tok <= a.short_max) != of_short)
         return false;
-    *t = {seq, head, first, r0, min(n_tok * a.group - r0, rows), 0};
+    *t = {a.pages + a.page_start[seq], seq, head, first, r0, min(n_tok * a.group - r0, rows), 0};
     t->end = a.pos[token_of(a, *t, t->n_rows - 1)] + 1;
     return true;
 }

@@ -10,11 +10,12 @@
 #define ATTN_FN __host__ __device__ static inline
 
 enum {
-    ATTN_BLOCK = 128,                      /* threads */
-    ATTN_SHORT = 8,                        /* query tokens of a sequence that is cut by segments */
-    ATTN_LONG_DIM = 512,                   /* widest heads of the other form */
-    ATTN_SMEM = 48 << 10,                  /* what every device gives without being asked */
-    ATTN_P_STRIDE = CUDA_ATTN_SEGMENT + 4, /* floats between the scores of two rows */
+    ATTN_BLOCK = 128,     /* threads */
+    ATTN_SHORT = 8,       /* query tokens of a sequence that is cut by segments */
+    ATTN_LONG_DIM = 512,  /* widest heads of the other form */
+    ATTN_SMEM = 48 << 10, /* what every device gives without being asked */
+    /* Floats between the scores of two rows: 8 banks on. */
+    ATTN_P_STRIDE = CUDA_ATTN_SEGMENT + 8,
 };
 
 ATTN_FN uint32_t attn_elem_bytes(enum sl_dtype t)
@@ -109,6 +110,26 @@ ATTN_FN struct attn_short attn_plan_short(uint32_t dim, uint32_t elem_bytes, uin
     return t;
 }
 
+/* Of the scores a thread has position `i` of a stage, and pairs of rows `first`, + step .. */
+struct attn_part {
+    uint32_t i, first, step;
+};
+ATTN_FN struct attn_part attn_score_part(uint32_t thread, uint32_t chunk)
+{
+    struct attn_part p = {thread % chunk, thread / chunk, ATTN_BLOCK / chunk};
+    return p;
+}
+
+/* Of the outputs it has elements i, i + 1 of rows `first`, + step ..; none if first >= step. Rows
+ * of more than 2 * ATTN_BLOCK elements are walked from i on in steps of that. */
+ATTN_FN struct attn_part attn_weigh_part(uint32_t thread, uint32_t padded)
+{
+    uint32_t pairs = padded / 2;
+    struct attn_part p = {thread % pairs * 2, thread / pairs, ATTN_BLOCK / pairs};
+    p.step = p.step > 0 ? p.step : 1;
+    return p;
+}
+
 /* Partial results: (max, sum) of [slots][n_heads][n_seg], then out [slots][n_heads][n_seg][dim].
  * The slots of short sequences follow each other in their order and no two share one: a sequence of
  * n rows moves both of what is compared by at least n. */
@@ -164,6 +185,35 @@ ATTN_FN struct attn_long attn_plan_long(uint32_t dim)
     t.words_at = t.kv_at + t.chunk * t.stride;
     t.smem = (t.words_at + 5 * t.rows) * (uint32_t)sizeof(float);
     return t;
+}
+
+/* Where a thread's work is in a tile: a row and an element, or a row and a position. */
+struct attn_at {
+    uint32_t row, i;
+};
+
+/* Group of 16 elements number u of a chunk: threads run over positions first, so that 8 of them
+ * store to 8 rows. row: position in the chunk. */
+ATTN_FN struct attn_at attn_load_at(uint32_t u, uint32_t chunk)
+{
+    struct attn_at at = {u % chunk, u / chunk * 16};
+    return at;
+}
+
+/* Tile u of 4 rows x 4 positions where `across` tiles cover the chunk's positions. */
+ATTN_FN struct attn_at attn_score_at(uint32_t u, uint32_t across)
+{
+    struct attn_at at = {u / across * 4, u % across * 4};
+    return at;
+}
+
+/* Rows row to row + 3 and elements i to i + 3 are the thread's; none where the plan has no such
+ * row.
+ */
+ATTN_FN struct attn_at attn_weigh_at(uint32_t thread, uint32_t padded)
+{
+    struct attn_at at = {thread / (padded / 4) * 4, thread % (padded / 4) * 4};
+    return at;
 }
 
 #endif
