@@ -19,18 +19,6 @@ struct linear_args {
     bool accumulate;
 };
 
-/* y = sum (+ bias) (+ y), in the order of op.h. */
-__device__ __forceinline__ void linear_store(const linear_args &a, uint32_t part, uint32_t tok,
-                                             uint32_t out, float sum)
-{
-    float *y = a.out + part * a.plane + (size_t)tok * a.out_stride + out;
-    if (a.bias)
-        sum = sum + a.bias[out];
-    if (a.accumulate)
-        sum = sum + *y;
-    *y = sum;
-}
-
 /* A launch; by format. */
 struct linear_call {
     linear_args a;

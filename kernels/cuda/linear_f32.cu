@@ -15,6 +15,18 @@ namespace {
 
 constexpr uint32_t WARPS_MAX = 8, CHUNK = 32;
 
+/* y = sum (+ bias) (+ y), in the order of op.h. */
+__device__ __forceinline__ void store_sum(const linear_args &a, uint32_t part, uint32_t tok,
+                                             uint32_t out, float sum)
+{
+    float *y = a.out + part * a.plane + (size_t)tok * a.out_stride + out;
+    if (a.bias)
+        sum = sum + a.bias[out];
+    if (a.accumulate)
+        sum = sum + *y;
+    *y = sum;
+}
+
 struct f32_shape {
     uint32_t ws, group_slices, levels, tok_blocks;
 };
@@ -148,7 +160,7 @@ __global__ void __launch_bounds__(WARPS_MAX * 32) linear_lanes(const linear_args
     UNROLL
     for (int m = 0; m < TOK; m++)
         if (tok0 + m < a.n_tok && out < a.n)
-            linear_store(a, blockIdx.y, tok0 + m, out, c.acc[m]);
+            store_sum(a, blockIdx.y, tok0 + m, out, c.acc[m]);
 }
 
 template <int TOK>

@@ -6,9 +6,9 @@
  * shared memory, asynchronously, all but one ahead; what it reads there is 16 bytes a lane without
  * bank conflicts. Few rows: MT = NT = 1, weights pass once and the bound is memory: 3 to 7 stages of
  * some 1.2 KB a warp are on their way (3.35 TB/s over 132 multiprocessors for 0.7 us want 18 KB on
- * each), and ws spreads long K over warps. Many rows: MT = 2, NT = 8, a
- * byte of weights meets 64 rows; the bound is float arithmetic: a product of 16 x 8 x 32 costs 12
- * warp instructions for its scales.
+ * each), and ws spreads long K over warps. Many rows: MT = 2, NT = 8, a byte of weights meets 64
+ * rows; the bound is float arithmetic: a product of 16 x 8 x 32 costs 12 warp instructions for its
+ * scales.
  *
  * The order of the sums is num.h's, whatever the shape of the launch: inside a block of K exact
  * integers, then one chain per slice, blocks ascending. A group owns whole subtrees of the slices'
@@ -24,8 +24,7 @@
 
 #include "cuda/linear.cuh"
 
-#include "cuda/tile.cuh"
-#include "num.h"
+#include "cuda/linear_mma.cuh"
 
 namespace {
 
@@ -41,14 +40,15 @@ struct shape {
 };
 
 template <sl_dtype T, int MT, int NT, int P> struct tiles {
-    static constexpr bool quant = tile_is_quant(T);
-    static constexpr uint32_t w_bytes = P * tile_pair_bytes(T); /* of a tile's stage */
-    static constexpr uint32_t x_bytes = P * tile_act_bytes(T);
+    using view = stage_view<T, MT, NT, P>;
     static constexpr uint32_t sums = MT * NT * 128; /* floats of a warp's fragments */
+    /* 16-byte pieces of a tile's stage, and how many a lane copies */
+    static constexpr uint32_t w_pieces = view::w_step / 16, x_pieces = view::x_step / 16;
+    static constexpr uint32_t w_rounds = (w_pieces + 31) / 32, x_rounds = (x_pieces + 31) / 32;
 
     static TILE_FN uint32_t stage_bytes(uint32_t wn)
     {
-        return wn * MT * w_bytes + NT * x_bytes;
+        return wn * MT * view::w_step + NT * view::x_step;
     }
     static size_t shared_bytes(const shape &s)
     {
@@ -60,9 +60,10 @@ template <sl_dtype T, int MT, int NT, int P> struct tiles {
 /* What a warp knows of itself. */
 struct place {
     uint32_t lane, wn, ws;
-    uint32_t tile, tok0, cols;  /* first tile of the block, first row; rows that exist from there */
-    uint32_t slice, slice_end;  /* of the group */
-    uint32_t pair, pair_end;    /* that hold them */
+    uint32_t tile;             /* the warp's first */
+    uint32_t tok0, cols;       /* first row; rows that exist from there */
+    uint32_t slice, slice_end; /* of the group, in the part */
+    uint32_t pair, pair_end;   /* that hold them */
 };
 
 /* Until the oldest of the stages on their way is there. */
@@ -84,311 +85,109 @@ __device__ __forceinline__ void sync_group(uint32_t wn)
         __syncthreads();
 }
 
-/* Enqueues the group's stage that begins with `pair`; an empty one past the end. */
-template <sl_dtype T, int MT, int NT, int P>
-__device__ __forceinline__ void copy_stage(const linear_args &a, const shape &s, const place &at,
-                                           uint32_t pair, uint8_t *stage)
-{
+/* What a warp copies: its own tiles of weights, and of the group's tiles of activations every
+ * wn-th. Both are straight streams, a lane's pieces 512 bytes apart. */
+template <sl_dtype T, int MT, int NT, int P> struct source {
     using K = tiles<T, MT, NT, P>;
-    constexpr uint32_t PIECES = K::w_bytes / 16, ACT = tile_act_bytes(T) / 16;
-    uint32_t n_pairs = tile_pairs(T, a.k), n_tiles = tile_ceil(a.n, TILE_OUT);
-    uint32_t left = pair < at.pair_end ? at.pair_end - pair : 0;
-    uint32_t first = at.wn * 32 + at.lane, step = s.wn * 32;
-    for (uint32_t i = first; i < s.wn * MT * PIECES; i += step) {
-        uint32_t tile = i / PIECES, piece = i % PIECES;
-        if (piece < left * (tile_pair_bytes(T) / 16) && at.tile + tile < n_tiles)
-            dev_copy16(stage + i * 16,
-                       a.w + tile_pair_at(T, n_pairs, at.tile + tile, pair) + piece * 16);
-    }
-    stage += s.wn * MT * K::w_bytes;
-    const uint8_t *x = static_cast<const uint8_t *>(a.x);
-    for (uint32_t i = first; i < NT * P * ACT; i += step) {
-        uint32_t nt = i / (P * ACT), piece = i % (P * ACT);
-        if (piece / ACT < left && nt * TILE_TOK < at.cols &&
-            tile_act_piece_used(piece % ACT, at.cols - nt * TILE_TOK))
-            dev_copy16_near(stage + i * 16,
-                            x + tile_act_pair_at(T, n_pairs, at.tok0 / TILE_TOK + nt, pair) +
-                                piece * 16);
-    }
-    dev_copy_commit();
-}
+    const uint8_t *w, *x; /* the lane's first piece of the next stage */
+    size_t w_tile, x_tile;
+    uint32_t n_tiles; /* of weights, at most MT */
+    uint32_t left;    /* pairs */
+    uint32_t used;    /* NT 1: rounds in which the lane's piece of activations is of use */
 
-__device__ __forceinline__ uint4 shared16(const uint8_t *p)
-{
-    return *reinterpret_cast<const uint4 *>(p);
-}
-
-/* The fragments of both blocks of a pair. */
-template <sl_dtype T>
-__device__ __forceinline__ void load_weights(const uint8_t *pair, uint32_t lane, uint32_t r0[4],
-                                             uint32_t r1[4])
-{
-    uint4 v = shared16(pair + tile_lane_at(lane, 0));
-    if (tile_is_q4(T)) {
-        uint32_t word[4] = {v.x, v.y, v.z, v.w};
-        UNROLL
-        for (int i = 0; i < 4; i++) {
-            uint32_t lo = T == SL_Q4_0 ? word[i] << 4 & 0xf0f0f0f0u : word[i] & 0x0f0f0f0fu;
-            uint32_t hi = T == SL_Q4_0 ? word[i] & 0xf0f0f0f0u : word[i] >> 4 & 0x0f0f0f0fu;
-            uint32_t *r = i < 2 ? r0 : r1;
-            r[i % 2] = lo;
-            r[i % 2 + 2] = hi;
-        }
-        return;
-    }
-    r0[0] = v.x, r0[1] = v.y, r0[2] = v.z, r0[3] = v.w;
-    v = shared16(pair + tile_lane_at(lane, 1));
-    r1[0] = v.x, r1[1] = v.y, r1[2] = v.z, r1[3] = v.w;
-}
-
-__device__ __forceinline__ void load_acts(const uint8_t *pair, uint32_t lane, uint32_t r0[2],
-                                          uint32_t r1[2])
-{
-    uint4 v = shared16(pair + tile_lane_at(lane, 0));
-    r0[0] = v.x, r0[1] = v.y;
-    r1[0] = v.z, r1[1] = v.w;
-}
-
-/* d (and m) of rows g and g + 8 in one block of a pair. */
-template <sl_dtype T>
-__device__ __forceinline__ void load_scales(const uint8_t *pair, uint32_t lane, int block,
-                                            float d[2], float m[2])
-{
-    auto word = [&](uint32_t which) {
-        return *reinterpret_cast<const uint32_t *>(pair +
-                                                   tile_lane_scale_at(T, lane, block, which));
-    };
-    uint32_t v = word(0);
-    d[0] = dev_from_f16((uint16_t)v);
-    d[1] = dev_from_f16((uint16_t)(v >> 16));
-    if (T != SL_Q4_1)
-        return;
-    v = word(1);
-    m[0] = dev_from_f16((uint16_t)v);
-    m[1] = dev_from_f16((uint16_t)(v >> 16));
-}
-
-/* The slices of one warp: the chain that grows, and the tree's finished parts. */
-template <int MT, int NT> struct chain {
-    float acc[MT][NT][4];
-    float *stack; /* [levels][MT][NT][32][4], the warp's */
-    uint32_t top, index, lane;
-
-    __device__ __forceinline__ void zero()
+    __device__ __forceinline__ void begin(const linear_args &a, const place &at)
     {
+        uint32_t n_pairs = tile_pairs(T, a.k), all = tile_ceil(a.n, TILE_OUT);
+        w = a.w + tile_pair_at(T, n_pairs, at.tile, at.pair) + at.lane * 16;
+        x = static_cast<const uint8_t *>(a.x) +
+            tile_act_pair_at(T, n_pairs, at.tok0 / TILE_TOK, at.pair) + at.lane * 16;
+        w_tile = tile_pair_at(T, n_pairs, 1, 0);
+        x_tile = tile_act_pair_at(T, n_pairs, 1, 0);
+        n_tiles = at.tile < all ? min(all - at.tile, (uint32_t)MT) : 0;
+        left = at.pair_end - at.pair;
+        used = 0;
         UNROLL
-        for (int m = 0; m < MT; m++)
-            UNROLL
-            for (int n = 0; n < NT; n++)
+        for (uint32_t r = 0; r < K::x_rounds; r++)
+            used |= (uint32_t)tile_act_piece_used(
+                        (at.lane + r * 32) % (tile_act_bytes(T) / 16), at.cols)
+                    << r;
+    }
+    /* Enqueues the next stage, maybe an empty one. */
+    __device__ __forceinline__ void copy(const place &at, uint32_t wn, uint8_t *stage)
+    {
+        uint32_t n = min(left, (uint32_t)P), lane = at.lane;
+        uint32_t w_end = n * (tile_pair_bytes(T) / 16), x_end = n * (tile_act_bytes(T) / 16);
+        uint8_t *to = stage + at.wn * MT * K::view::w_step + lane * 16;
+        UNROLL
+        for (uint32_t m = 0; m < MT; m++)
+            if (m < n_tiles)
                 UNROLL
-                for (int i = 0; i < 4; i++)
-                    acc[m][n][i] = 0.0f;
-    }
-    __device__ __forceinline__ float4 *slot(uint32_t level, int m, int n)
-    {
-        return reinterpret_cast<float4 *>(stack) + ((level * MT + m) * NT + n) * 32 + lane;
-    }
-    __device__ __forceinline__ void push()
-    {
-        UNROLL
-        for (int m = 0; m < MT; m++)
+                for (uint32_t r = 0; r < K::w_rounds; r++)
+                    if (lane + r * 32 < w_end)
+                        dev_copy16(to + m * K::view::w_step + r * 512, w + m * w_tile + r * 512);
+        to = stage + wn * MT * K::view::w_step + lane * 16;
+        for (uint32_t t = at.wn; t < NT && t * TILE_TOK < at.cols; t += wn)
             UNROLL
-            for (int n = 0; n < NT; n++) {
-                const float *v = acc[m][n];
-                *slot(top, m, n) = make_float4(v[0], v[1], v[2], v[3]);
-            }
-        top++;
-    }
-    __device__ __forceinline__ void pop_add()
-    {
-        top--;
-        UNROLL
-        for (int m = 0; m < MT; m++)
-            UNROLL
-            for (int n = 0; n < NT; n++) {
-                float4 v = *slot(top, m, n);
-                float *s = acc[m][n];
-                s[0] = v.x + s[0], s[1] = v.y + s[1], s[2] = v.z + s[2], s[3] = v.w + s[3];
-            }
-    }
-    /* A slice is complete; the last one leaves the sum of all in acc. */
-    __device__ __forceinline__ void end_slice(bool last)
-    {
-        for (uint32_t bits = index; bits & 1; bits >>= 1)
-            pop_add();
-        index++;
-        if (last) {
-            while (top > 0)
-                pop_add();
-            return;
-        }
-        push();
-        zero();
+            for (uint32_t r = 0; r < K::x_rounds; r++)
+                if (lane + r * 32 < x_end && (NT > 1 || used >> r & 1))
+                    dev_copy16_near(to + t * K::view::x_step + r * 512, x + t * x_tile + r * 512);
+        dev_copy_commit();
+        left -= n;
+        w += K::view::w_step;
+        x += K::view::x_step;
     }
 };
 
-/* One block of a pair: acc = fma(dw * dx, isum, acc), then fma(mw, sx, acc). */
-template <sl_dtype T, int MT, int NT>
-__device__ __forceinline__ void add_block(chain<MT, NT> *c, const int32_t (&isum)[MT][NT][4],
-                                          const uint8_t *w, uint32_t w_step, const uint8_t *x,
-                                          uint32_t x_step, int block, uint32_t cols)
-{
-    constexpr float MAGIC = T == SL_Q4_0 ? 0x1.8p19f : 0x1.8p23f;
-    if (NT == 1 && tile_sum_col(c->lane, 0) >= cols)
-        return; /* saves nothing but work for columns that are not there */
-    float dw[MT][2], mw[MT][2];
-    UNROLL
-    for (int m = 0; m < MT; m++)
-        load_scales<T>(w + m * w_step, c->lane, block, dw[m], mw[m]);
-    UNROLL
-    for (int n = 0; n < NT; n++) {
-        auto scales = [&](uint32_t which) {
-            return *reinterpret_cast<const float2 *>(
-                x + n * x_step + tile_lane_act_scale_at(c->lane, block, which));
-        };
-        float2 dx = scales(0), sx = T == SL_Q4_1 ? scales(1) : dx;
-        UNROLL
-        for (int m = 0; m < MT; m++)
-            UNROLL
-            for (int i = 0; i < 4; i++) {
-                float v = __uint_as_float((uint32_t)isum[m][n][i]) - MAGIC;
-                float *acc = &c->acc[m][n][i];
-                *acc = __fmaf_rn(dw[m][i / 2] * (i % 2 ? dx.y : dx.x), v, *acc);
-                if (T == SL_Q4_1)
-                    *acc = __fmaf_rn(mw[m][i / 2], i % 2 ? sx.y : sx.x, *acc);
-            }
-    }
-}
-
-/* Zeroes the elements of a 16-input fragment that lie outside [k0, k1), counted from its first. */
-template <int NT>
-__device__ __forceinline__ void mask_acts(uint32_t (&out)[NT][2], const uint32_t (&in)[NT][2],
-                                          uint32_t lane, int k0, int k1)
-{
-    uint32_t mask[2];
-    UNROLL
-    for (int i = 0; i < 2; i++) {
-        int k = (int)(lane % 4) * 2 + i * 8;
-        mask[i] = (k >= k0 && k < k1 ? 0xffffu : 0u) | (k + 1 >= k0 && k + 1 < k1 ? ~0xffffu : 0u);
-    }
-    UNROLL
-    for (int n = 0; n < NT; n++)
-        for (int i = 0; i < 2; i++)
-            out[n][i] = in[n][i] & mask[i];
-}
-
-/* The group's walk over its blocks: which slice a block belongs to. */
+/* The group's slices, one after the other. */
 struct walk {
-    const uint32_t *border; /* of slice 0 of the part */
+    const uint32_t *border; /* of the part's first slice */
     uint32_t slice, end;    /* now; the group's */
-    uint32_t begin_k, end_k;
+    uint32_t k0, k1;        /* of `slice`; after the last, nothing comes up to them */
+
+    __device__ __forceinline__ void begin(const uint32_t *borders, uint32_t first, uint32_t last)
+    {
+        border = borders;
+        slice = first;
+        end = last;
+        enter();
+    }
     __device__ __forceinline__ void enter()
     {
-        begin_k = border[slice];
-        end_k = border[slice + 1];
+        k0 = slice < end ? border[slice] : UINT32_MAX;
+        k1 = slice < end ? border[slice + 1] : UINT32_MAX;
     }
 };
 
-template <sl_dtype T, int MT, int NT>
-__device__ __forceinline__ void quant_pair(chain<MT, NT> *c, walk *at, uint32_t pair,
-                                           const uint8_t *w, uint32_t w_step, const uint8_t *x,
-                                           uint32_t x_step, uint32_t cols,
-                                           const int32_t (&isum)[2][MT][NT][4])
-{
-    UNROLL
-    for (int u = 0; u < 2; u++) {
-        uint32_t k = (pair * 2 + u) * 32;
-        if (k < at->begin_k || at->slice == at->end)
-            continue;
-        add_block<T>(c, isum[u], w, w_step, x, x_step, u, cols);
-        if (k + 32 == at->end_k) {
-            c->end_slice(++at->slice == at->end);
-            if (at->slice < at->end)
-                at->enter();
-        }
-    }
-}
-
+/* A stage whose first input is `k`: all of it if one slice holds it, else block after block. */
 template <sl_dtype T, int MT, int NT, int P>
-__device__ __forceinline__ void quant_stage(chain<MT, NT> *c, walk *at, uint32_t pair,
-                                            const uint8_t *w, uint32_t w_step, const uint8_t *x,
-                                            uint32_t x_step, uint32_t cols)
+__device__ __forceinline__ void run_stage(chain<MT, NT> *c, walk *at,
+                                          const stage_view<T, MT, NT, P> &v, uint32_t k)
 {
-    constexpr uint32_t FROM = T == SL_Q4_0 ? 0x49400000 : 0x4b400000;
-    uint32_t ra[2 * P][MT][4], rb[2 * P][NT][2];
-    int32_t isum[2 * P][MT][NT][4];
-    UNROLL
-    for (int p = 0; p < P; p++) {
-        UNROLL
-        for (int m = 0; m < MT; m++)
-            load_weights<T>(w + m * w_step + p * tile_pair_bytes(T), c->lane, ra[2 * p][m],
-                            ra[2 * p + 1][m]);
-        UNROLL
-        for (int n = 0; n < NT; n++)
-            load_acts(x + n * x_step + p * tile_act_bytes(T), c->lane, rb[2 * p][n],
-                      rb[2 * p + 1][n]);
-    }
-    dev_mma_s8_tiles(isum, ra, rb, (int32_t)FROM, cols);
-    UNROLL
-    for (int p = 0; p < P; p++)
-        quant_pair<T>(c, at, pair + p, w + p * tile_pair_bytes(T), w_step,
-                      x + p * tile_act_bytes(T), x_step, cols,
-                      reinterpret_cast<const int32_t(&)[2][MT][NT][4]>(isum[2 * p]));
-}
-
-template <sl_dtype T, int MT, int NT, int P>
-__device__ __forceinline__ void half_stage(chain<MT, NT> *c, walk *at, uint32_t pair,
-                                           const uint8_t *w, uint32_t w_step, const uint8_t *x,
-                                           uint32_t x_step, uint32_t cols)
-{
-    UNROLL
-    for (int p = 0; p < P; p++) {
-        uint32_t ra[2][MT][4], rb[2][NT][2], masked[NT][2];
-        UNROLL
-        for (int m = 0; m < MT; m++)
-            load_weights<T>(w + m * w_step + p * tile_pair_bytes(T), c->lane, ra[0][m], ra[1][m]);
-        UNROLL
-        for (int n = 0; n < NT; n++)
-            load_acts(x + n * x_step + p * tile_act_bytes(T), c->lane, rb[0][n], rb[1][n]);
-        UNROLL
-        for (int u = 0; u < 2; u++) {
-            uint32_t k = ((pair + p) * 2 + u) * 16;
-            while (at->slice < at->end && at->begin_k < k + 16) {
-                if (k >= at->begin_k && k + 16 <= at->end_k) {
-                    dev_mma_16_tiles<T == SL_BF16>(c->acc, ra[u], rb[u], cols);
-                } else {
-                    mask_acts(masked, rb[u], c->lane, (int)at->begin_k - (int)k,
-                              (int)at->end_k - (int)k);
-                    dev_mma_16_tiles<T == SL_BF16>(c->acc, ra[u], masked, cols);
-                }
-                if (at->end_k > k + 16)
-                    break;
-                c->end_slice(++at->slice == at->end);
-                if (at->slice < at->end)
-                    at->enter();
-            }
+    constexpr uint32_t E = tile_block(T);
+    uint32_t block = 0;
+    while (block < 2 * P) {
+        uint32_t begin = k + block * E, end = begin + E;
+        if (block == 0 && at->k0 <= k && k + 2 * P * E <= at->k1) {
+            end = k + 2 * P * E;
+            if (tile_is_quant(T))
+                quant_stage(c, v);
+            else
+                half_stage(c, v);
+        } else if (end > at->k0) {
+            if (tile_is_quant(T))
+                quant_block(c, v, block);
+            else
+                half_block(c, v, block, at->k0 > begin ? at->k0 - begin : 0, at->k1 - begin);
         }
-    }
-}
-
-/* Adds the groups' sums, which lie in slot 0 of their stacks, into group 0's acc. */
-template <int MT, int NT>
-__device__ __forceinline__ void add_groups(chain<MT, NT> *c, uint32_t n_groups, uint32_t step)
-{
-    UNROLL
-    for (int m = 0; m < MT; m++)
-        UNROLL
-        for (int n = 0; n < NT; n++) {
-            float4 *p = c->slot(0, m, n); /* the lane's own in every group */
-            for (uint32_t width = 1; width < n_groups; width *= 2)
-                for (uint32_t i = 0; i + width < n_groups; i += 2 * width) {
-                    float4 l = p[i * step], r = p[(i + width) * step];
-                    p[i * step] = make_float4(l.x + r.x, l.y + r.y, l.z + r.z, l.w + r.w);
-                }
-            float4 v = *p;
-            float *s = c->acc[m][n];
-            s[0] = v.x, s[1] = v.y, s[2] = v.z, s[3] = v.w;
+        bool ends = at->k1 <= end, again = at->k1 < end; /* the next slice begins in this block */
+        if (ends) {
+            at->slice++;
+            c->end_slice(at->slice == at->end);
+            at->enter();
+            again = again && at->slice < at->end;
         }
+        block = again ? block : (end - k) / E;
+    }
 }
 
 template <sl_dtype T, int MT, int NT, int P>
@@ -400,7 +199,7 @@ __device__ __forceinline__ place find_place(const linear_args &a, const shape &s
     at.lane = threadIdx.x % 32;
     at.wn = warp % s.wn;
     at.ws = warp / s.wn;
-    at.tile = n_block * s.wn * MT;
+    at.tile = (n_block * s.wn + at.wn) * MT;
     at.tok0 = blockIdx.x % s.tok_blocks * (NT * TILE_TOK);
     at.cols = min(a.n_tok - at.tok0, NT * TILE_TOK);
     at.slice = min(at.ws * s.group_slices, part.n);
@@ -428,6 +227,34 @@ __device__ __forceinline__ uint32_t count_stages(const linear_args &a, const sha
     return tile_ceil(most, P);
 }
 
+/* What the warp has, to memory: sum (+ bias) (+ y), in the order of op.h. */
+template <int MT, int NT>
+__device__ __forceinline__ void store_sums(chain<MT, NT> *c, const linear_args &a, const place &at)
+{
+    float *out = a.out + blockIdx.y * a.plane + (size_t)at.tok0 * a.out_stride;
+    UNROLL
+    for (int m = 0; m < MT; m++)
+        UNROLL
+        for (int half = 0; half < 2; half++) {
+            uint32_t i = (at.tile + m) * TILE_OUT + tile_sum_row(at.lane, half * 2);
+            if (i >= a.n)
+                continue;
+            float bias = a.bias ? a.bias[i] : 0.0f;
+            UNROLL
+            for (int n = 0; n < NT; n++)
+                UNROLL
+                for (int j = 0; j < 2; j++) {
+                    uint32_t tok = n * TILE_TOK + tile_sum_col(at.lane, j);
+                    float sum = c->acc[m][n][half * 2 + j], *y = out + (size_t)tok * a.out_stride + i;
+                    if (tok >= at.cols)
+                        continue;
+                    if (a.bias)
+                        sum = sum + bias;
+                    *y = a.accumulate ? sum + *y : sum;
+                }
+        }
+}
+
 template <sl_dtype T, int MT, int NT, int P>
 __global__ void __launch_bounds__(WARPS_MAX * 32, 1)
     linear_tiles(const linear_args a, const shape s)
@@ -437,35 +264,31 @@ __global__ void __launch_bounds__(WARPS_MAX * 32, 1)
     const sl_tree_node part = a.node[blockIdx.y];
     const place at = find_place<T, MT, NT, P>(a, s, part);
     uint32_t n_stages = count_stages<T, P>(a, s, part, at), stage_bytes = K::stage_bytes(s.wn);
-    uint8_t *ring = shared + at.ws * s.stages * stage_bytes;
-    float *stacks = reinterpret_cast<float *>(shared + s.ws * s.stages * stage_bytes);
+    uint32_t ring_bytes = s.stages * stage_bytes;
+    uint8_t *ring = shared + at.ws * ring_bytes;
+    float *stacks = reinterpret_cast<float *>(shared + s.ws * ring_bytes);
     chain<MT, NT> c;
-    c.stack = stacks + (at.ws * s.wn + at.wn) * s.levels * K::sums;
-    c.top = c.index = 0;
-    c.lane = at.lane;
-    c.zero();
-    walk walk = {a.border + part.first, at.slice, at.slice_end, 0, 0};
-    if (at.slice < at.slice_end)
-        walk.enter();
+    c.begin(stacks + (at.ws * s.wn + at.wn) * s.levels * K::sums, at.lane);
+    walk walk;
+    walk.begin(a.border + part.first, at.slice, at.slice_end);
+    source<T, MT, NT, P> from;
+    from.begin(a, at);
 
     for (uint32_t i = 0; i + 1 < s.stages; i++)
-        copy_stage<T, MT, NT, P>(a, s, at, at.pair + i * P, ring + i * stage_bytes);
-    uint32_t slot = 0;
+        from.copy(at, s.wn, ring + i * stage_bytes);
+    uint8_t *now = ring, *before = ring + ring_bytes - stage_bytes;
     for (uint32_t i = 0; i < n_stages; i++) {
         wait_stage(s.stages);
         sync_group(s.wn); /* the stage has come, and the one before has been read by all */
-        uint32_t before = (slot == 0 ? s.stages : slot) - 1, pair = at.pair + i * P;
-        copy_stage<T, MT, NT, P>(a, s, at, pair + (s.stages - 1) * P,
-                                 ring + before * stage_bytes);
-        const uint8_t *w = ring + slot * stage_bytes, *x = w + s.wn * MT * K::w_bytes;
-        w += at.wn * MT * K::w_bytes;
+        from.copy(at, s.wn, before);
+        uint32_t pair = at.pair + i * P;
         if (pair < at.pair_end) {
-            if (K::quant)
-                quant_stage<T, MT, NT, P>(&c, &walk, pair, w, K::w_bytes, x, K::x_bytes, at.cols);
-            else
-                half_stage<T, MT, NT, P>(&c, &walk, pair, w, K::w_bytes, x, K::x_bytes, at.cols);
+            const stage_view<T, MT, NT, P> v = {now + at.wn * MT * K::view::w_step,
+                                                now + s.wn * MT * K::view::w_step, at.cols};
+            run_stage(&c, &walk, v, pair * 2 * tile_block(T));
         }
-        slot = slot + 1 == s.stages ? 0 : slot + 1;
+        before = now;
+        now = now + stage_bytes == ring + ring_bytes ? ring : now + stage_bytes;
     }
 
     if (s.ws > 1) {
@@ -475,20 +298,9 @@ __global__ void __launch_bounds__(WARPS_MAX * 32, 1)
         __syncthreads();
         if (at.ws > 0)
             return;
-        uint32_t n_groups = tile_ceil(part.n, s.group_slices);
-        add_groups(&c, n_groups, s.wn * s.levels * (K::sums / 4));
+        c.add_groups(tile_ceil(part.n, s.group_slices), s.wn * s.levels * (K::sums / 4));
     }
-    UNROLL
-    for (int m = 0; m < MT; m++)
-        UNROLL
-        for (int n = 0; n < NT; n++)
-            UNROLL
-            for (int i = 0; i < 4; i++) {
-                uint32_t tok = n * TILE_TOK + tile_sum_col(at.lane, i);
-                uint32_t out = (at.tile + at.wn * MT + m) * TILE_OUT + tile_sum_row(at.lane, i);
-                if (tok < at.cols && out < a.n)
-                    linear_store(a, blockIdx.y, at.tok0 + tok, out, c.acc[m][n][i]);
-            }
+    store_sums(&c, a, at);
 }
 
 uint32_t log2_up(uint32_t n)

@@ -1,0 +1,221 @@
+/* From pairs of blocks in shared memory (tile.cuh) into a warp's chains: the products. */
+#ifndef SLUICE_KERNELS_CUDA_LINEAR_MMA_CUH
+#define SLUICE_KERNELS_CUDA_LINEAR_MMA_CUH
+
+#include "cuda/linear_chain.cuh"
+#include "cuda/tile.cuh"
+
+namespace {
+
+/* A stage as one warp sees it: P pairs of its MT tiles of weights, and of NT tiles of activations,
+ * w_step and x_step bytes apart. `cols` rows of activations exist. */
+template <sl_dtype T, int MT, int NT, int P> struct stage_view {
+    const uint8_t *w, *x;
+    uint32_t cols;
+    static constexpr uint32_t w_step = P * tile_pair_bytes(T), x_step = P * tile_act_bytes(T);
+
+    __device__ __forceinline__ const uint8_t *w_pair(int m, uint32_t pair) const
+    {
+        return w + m * w_step + pair * tile_pair_bytes(T);
+    }
+    __device__ __forceinline__ const uint8_t *x_pair(int n, uint32_t pair) const
+    {
+        return x + n * x_step + pair * tile_act_bytes(T);
+    }
+};
+
+template <class V> __device__ __forceinline__ V shared_at(const uint8_t *p)
+{
+    return *reinterpret_cast<const V *>(p);
+}
+
+/* Words of 8 nibbles of rows g and g + 8 to a fragment. */
+template <sl_dtype T>
+__device__ __forceinline__ void unpack_q4(uint32_t lo_row, uint32_t hi_row, uint32_t r[4])
+{
+    constexpr uint32_t LOW = 0x0f0f0f0fu, HIGH = 0xf0f0f0f0u;
+    r[0] = T == SL_Q4_0 ? lo_row << 4 & HIGH : lo_row & LOW;
+    r[1] = T == SL_Q4_0 ? hi_row << 4 & HIGH : hi_row & LOW;
+    r[2] = T == SL_Q4_0 ? lo_row & HIGH : lo_row >> 4 & LOW;
+    r[3] = T == SL_Q4_0 ? hi_row & HIGH : hi_row >> 4 & LOW;
+}
+
+/* The fragments of both blocks of a pair. */
+template <sl_dtype T>
+__device__ __forceinline__ void load_weights(const uint8_t *pair, uint32_t lane, uint32_t r0[4],
+                                             uint32_t r1[4])
+{
+    uint4 v = shared_at<uint4>(pair + tile_lane_at(lane, 0));
+    if (tile_is_q4(T)) {
+        unpack_q4<T>(v.x, v.y, r0);
+        unpack_q4<T>(v.z, v.w, r1);
+        return;
+    }
+    r0[0] = v.x, r0[1] = v.y, r0[2] = v.z, r0[3] = v.w;
+    v = shared_at<uint4>(pair + tile_lane_at(lane, 1));
+    r1[0] = v.x, r1[1] = v.y, r1[2] = v.z, r1[3] = v.w;
+}
+
+__device__ __forceinline__ void load_acts(const uint8_t *pair, uint32_t lane, uint32_t r0[2],
+                                          uint32_t r1[2])
+{
+    uint4 v = shared_at<uint4>(pair + tile_lane_at(lane, 0));
+    r0[0] = v.x, r0[1] = v.y;
+    r1[0] = v.z, r1[1] = v.w;
+}
+
+/* The same for one block, where it is data which. */
+template <sl_dtype T>
+__device__ __forceinline__ void load_weight_block(const uint8_t *pair, uint32_t lane,
+                                                  uint32_t block, uint32_t r[4])
+{
+    if (tile_is_q4(T)) {
+        uint2 v = shared_at<uint2>(pair + tile_lane_at(lane, 0) + block * 8);
+        unpack_q4<T>(v.x, v.y, r);
+        return;
+    }
+    uint4 v = shared_at<uint4>(pair + tile_lane_at(lane, block));
+    r[0] = v.x, r[1] = v.y, r[2] = v.z, r[3] = v.w;
+}
+
+__device__ __forceinline__ void load_act_block(const uint8_t *pair, uint32_t lane, uint32_t block,
+                                               uint32_t r[2])
+{
+    uint2 v = shared_at<uint2>(pair + tile_lane_at(lane, 0) + block * 8);
+    r[0] = v.x, r[1] = v.y;
+}
+
+/* Scales of rows g and g + 8: d (0) or m (1). */
+template <sl_dtype T>
+__device__ __forceinline__ void load_scales(const uint8_t *pair, uint32_t lane, uint32_t block,
+                                            uint32_t which, float s[2])
+{
+    uint32_t v = shared_at<uint32_t>(pair + tile_lane_scale_at(T, lane, block, which));
+    s[0] = dev_from_f16((uint16_t)v);
+    s[1] = dev_from_f16((uint16_t)(v >> 16));
+}
+
+/* One block: acc = fma(dw * dx, isum, acc), then fma(mw, sx, acc). */
+template <sl_dtype T, int MT, int NT, int P>
+__device__ __forceinline__ void add_block(chain<MT, NT> *c, const stage_view<T, MT, NT, P> &v,
+                                          uint32_t pair, uint32_t block,
+                                          const int32_t (&isum)[MT][NT][4])
+{
+    constexpr float MAGIC = T == SL_Q4_0 ? 0x1.8p19f : 0x1.8p23f;
+    if (NT == 1 && tile_sum_col(c->lane, 0) >= v.cols)
+        return; /* saves nothing but work for columns that are not there */
+    float dw[MT][2], mw[MT][2];
+    UNROLL
+    for (int m = 0; m < MT; m++) {
+        load_scales<T>(v.w_pair(m, pair), c->lane, block, 0, dw[m]);
+        if (T == SL_Q4_1)
+            load_scales<T>(v.w_pair(m, pair), c->lane, block, 1, mw[m]);
+    }
+    UNROLL
+    for (int n = 0; n < NT; n++) {
+        const uint8_t *x = v.x_pair(n, pair);
+        float2 dx = shared_at<float2>(x + tile_lane_act_scale_at(c->lane, block, 0)), sx = dx;
+        if (T == SL_Q4_1)
+            sx = shared_at<float2>(x + tile_lane_act_scale_at(c->lane, block, 1));
+        UNROLL
+        for (int m = 0; m < MT; m++)
+            UNROLL
+            for (int i = 0; i < 4; i++) {
+                float sum = __uint_as_float((uint32_t)isum[m][n][i]) - MAGIC;
+                float *acc = &c->acc[m][n][i];
+                *acc = __fmaf_rn(dw[m][i / 2] * (i % 2 ? dx.y : dx.x), sum, *acc);
+                if (T == SL_Q4_1)
+                    *acc = __fmaf_rn(mw[m][i / 2], i % 2 ? sx.y : sx.x, *acc);
+            }
+    }
+}
+
+template <sl_dtype T> constexpr int32_t MAGIC_BITS = T == SL_Q4_0 ? 0x49400000 : 0x4b400000;
+
+/* All of a stage: U blocks at one meeting. */
+template <sl_dtype T, int MT, int NT, int P>
+__device__ __forceinline__ void quant_stage(chain<MT, NT> *c, const stage_view<T, MT, NT, P> &v)
+{
+    constexpr int U = MT * NT <= 2 ? 2 * P : 1; /* few products: more blocks at once */
+    uint32_t ra[2 * P][MT][4], rb[2 * P][NT][2];
+    UNROLL
+    for (int p = 0; p < P; p++) {
+        UNROLL
+        for (int m = 0; m < MT; m++)
+            load_weights<T>(v.w_pair(m, p), c->lane, ra[2 * p][m], ra[2 * p + 1][m]);
+        UNROLL
+        for (int n = 0; n < NT; n++)
+            load_acts(v.x_pair(n, p), c->lane, rb[2 * p][n], rb[2 * p + 1][n]);
+    }
+    UNROLL
+    for (int first = 0; first < 2 * P; first += U) {
+        int32_t isum[U][MT][NT][4];
+        dev_mma_s8_tiles(isum, reinterpret_cast<const uint32_t(&)[U][MT][4]>(ra[first]),
+                         reinterpret_cast<const uint32_t(&)[U][NT][2]>(rb[first]), MAGIC_BITS<T>,
+                         v.cols);
+        UNROLL
+        for (int u = 0; u < U; u++)
+            add_block(c, v, (first + u) / 2, (first + u) % 2, isum[u]);
+    }
+}
+
+template <sl_dtype T, int MT, int NT, int P>
+__device__ __forceinline__ void quant_block(chain<MT, NT> *c, const stage_view<T, MT, NT, P> &v,
+                                            uint32_t block)
+{
+    uint32_t ra[1][MT][4], rb[1][NT][2];
+    int32_t isum[1][MT][NT][4];
+    UNROLL
+    for (int m = 0; m < MT; m++)
+        load_weight_block<T>(v.w_pair(m, block / 2), c->lane, block % 2, ra[0][m]);
+    UNROLL
+    for (int n = 0; n < NT; n++)
+        load_act_block(v.x_pair(n, block / 2), c->lane, block % 2, rb[0][n]);
+    dev_mma_s8_tiles(isum, ra, rb, MAGIC_BITS<T>, v.cols);
+    add_block(c, v, block / 2, block % 2, isum[0]);
+}
+
+/* f16 and bf16: all of a stage. */
+template <sl_dtype T, int MT, int NT, int P>
+__device__ __forceinline__ void half_stage(chain<MT, NT> *c, const stage_view<T, MT, NT, P> &v)
+{
+    UNROLL
+    for (int p = 0; p < P; p++) {
+        uint32_t ra[2][MT][4], rb[2][NT][2];
+        UNROLL
+        for (int m = 0; m < MT; m++)
+            load_weights<T>(v.w_pair(m, p), c->lane, ra[0][m], ra[1][m]);
+        UNROLL
+        for (int n = 0; n < NT; n++)
+            load_acts(v.x_pair(n, p), c->lane, rb[0][n], rb[1][n]);
+        UNROLL
+        for (int u = 0; u < 2; u++)
+            dev_mma_16_tiles<T == SL_BF16>(c->acc, ra[u], rb[u], v.cols);
+    }
+}
+
+/* Inputs [k0, k1) of a block of 16; the others count as zeros. */
+template <sl_dtype T, int MT, int NT, int P>
+__device__ __forceinline__ void half_block(chain<MT, NT> *c, const stage_view<T, MT, NT, P> &v,
+                                           uint32_t block, uint32_t k0, uint32_t k1)
+{
+    uint32_t ra[MT][4], rb[NT][2];
+    UNROLL
+    for (int m = 0; m < MT; m++)
+        load_weight_block<T>(v.w_pair(m, block / 2), c->lane, block % 2, ra[m]);
+    UNROLL
+    for (int n = 0; n < NT; n++) {
+        load_act_block(v.x_pair(n, block / 2), c->lane, block % 2, rb[n]);
+        UNROLL
+        for (uint32_t i = 0; i < 2; i++) {
+            uint32_t k = c->lane % 4 * 2 + i * 8;
+            rb[n][i] &= (k >= k0 && k < k1 ? 0xffffu : 0u) |
+                        (k + 1 >= k0 && k + 1 < k1 ? 0xffff0000u : 0u);
+        }
+    }
+    dev_mma_16_tiles<T == SL_BF16>(c->acc, ra, rb, v.cols);
+}
+
+} // namespace
+
+#endif
