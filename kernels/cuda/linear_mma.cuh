@@ -7,20 +7,20 @@
 
 namespace {
 
-/* A stage as one warp sees it: P pairs of its MT tiles of weights, and of NT tiles of activations,
- * w_step and x_step bytes apart. `cols` rows of activations exist. */
+/* A stage as a lane sees it: what it reads of the first pair of the warp's first tile of weights and
+ * of the first tile of activations; quants and scales. `cols` rows of activations exist. */
 template <sl_dtype T, int MT, int NT, int P> struct stage_view {
-    const uint8_t *w, *x;
+    const uint8_t *w, *w_scales, *x, *x_scales;
     uint32_t cols;
     static constexpr uint32_t w_step = P * tile_pair_bytes(T), x_step = P * tile_act_bytes(T);
 
-    __device__ __forceinline__ const uint8_t *w_pair(int m, uint32_t pair) const
+    static __device__ __forceinline__ uint32_t w_at(int m, uint32_t pair)
     {
-        return w + m * w_step + pair * tile_pair_bytes(T);
+        return (uint32_t)m * w_step + pair * tile_pair_bytes(T);
     }
-    __device__ __forceinline__ const uint8_t *x_pair(int n, uint32_t pair) const
+    static __device__ __forceinline__ uint32_t x_at(int n, uint32_t pair)
     {
-        return x + n * x_step + pair * tile_act_bytes(T);
+        return (uint32_t)n * x_step + pair * tile_act_bytes(T);
     }
 };
 
@@ -40,94 +40,109 @@ __device__ __forceinline__ void unpack_q4(uint32_t lo_row, uint32_t hi_row, uint
     r[3] = T == SL_Q4_0 ? hi_row & HIGH : hi_row >> 4 & LOW;
 }
 
-/* The fragments of both blocks of a pair. */
+/* The fragments of both blocks of a pair, from the lane's first piece of it. */
 template <sl_dtype T>
-__device__ __forceinline__ void load_weights(const uint8_t *pair, uint32_t lane, uint32_t r0[4],
-                                             uint32_t r1[4])
+__device__ __forceinline__ void load_weights(const uint8_t *pair, uint32_t r0[4], uint32_t r1[4])
 {
-    uint4 v = shared_at<uint4>(pair + tile_lane_at(lane, 0));
+    uint4 v = shared_at<uint4>(pair);
     if (tile_is_q4(T)) {
         unpack_q4<T>(v.x, v.y, r0);
         unpack_q4<T>(v.z, v.w, r1);
         return;
     }
     r0[0] = v.x, r0[1] = v.y, r0[2] = v.z, r0[3] = v.w;
-    v = shared_at<uint4>(pair + tile_lane_at(lane, 1));
+    v = shared_at<uint4>(pair + tile_lane_at(0, 1));
     r1[0] = v.x, r1[1] = v.y, r1[2] = v.z, r1[3] = v.w;
 }
 
-__device__ __forceinline__ void load_acts(const uint8_t *pair, uint32_t lane, uint32_t r0[2],
-                                          uint32_t r1[2])
+__device__ __forceinline__ void load_acts(const uint8_t *pair, uint32_t r0[2], uint32_t r1[2])
 {
-    uint4 v = shared_at<uint4>(pair + tile_lane_at(lane, 0));
+    uint4 v = shared_at<uint4>(pair);
     r0[0] = v.x, r0[1] = v.y;
     r1[0] = v.z, r1[1] = v.w;
 }
 
 /* The same for one block, where it is data which. */
 template <sl_dtype T>
-__device__ __forceinline__ void load_weight_block(const uint8_t *pair, uint32_t lane,
-                                                  uint32_t block, uint32_t r[4])
+__device__ __forceinline__ void load_weight_block(const uint8_t *pair, uint32_t block,
+                                                  uint32_t r[4])
 {
     if (tile_is_q4(T)) {
-        uint2 v = shared_at<uint2>(pair + tile_lane_at(lane, 0) + block * 8);
+        uint2 v = shared_at<uint2>(pair + block * 8);
         unpack_q4<T>(v.x, v.y, r);
         return;
     }
-    uint4 v = shared_at<uint4>(pair + tile_lane_at(lane, block));
+    uint4 v = shared_at<uint4>(pair + tile_lane_at(0, block));
     r[0] = v.x, r[1] = v.y, r[2] = v.z, r[3] = v.w;
 }
 
-__device__ __forceinline__ void load_act_block(const uint8_t *pair, uint32_t lane, uint32_t block,
-                                               uint32_t r[2])
+__device__ __forceinline__ void load_act_block(const uint8_t *pair, uint32_t block, uint32_t r[2])
 {
-    uint2 v = shared_at<uint2>(pair + tile_lane_at(lane, 0) + block * 8);
+    uint2 v = shared_at<uint2>(pair + block * 8);
     r[0] = v.x, r[1] = v.y;
 }
 
-/* Scales of rows g and g + 8: d (0) or m (1). */
-template <sl_dtype T>
-__device__ __forceinline__ void load_scales(const uint8_t *pair, uint32_t lane, uint32_t block,
-                                            uint32_t which, float s[2])
+/* Scales of a pair: rows g and g + 8 in f16, d of both blocks, m of both. */
+struct scales {
+    uint32_t d[2], m[2];
+};
+
+template <sl_dtype T> __device__ __forceinline__ scales load_scales(const uint8_t *pair)
 {
-    uint32_t v = shared_at<uint32_t>(pair + tile_lane_scale_at(T, lane, block, which));
-    s[0] = dev_from_f16((uint16_t)v);
-    s[1] = dev_from_f16((uint16_t)(v >> 16));
+    scales s = {};
+    if (T == SL_Q4_1) {
+        uint4 v = shared_at<uint4>(pair);
+        s.d[0] = v.x, s.d[1] = v.y, s.m[0] = v.z, s.m[1] = v.w;
+    } else {
+        uint2 v = shared_at<uint2>(pair);
+        s.d[0] = v.x, s.d[1] = v.y;
+    }
+    return s;
 }
 
-/* One block: acc = fma(dw * dx, isum, acc), then fma(mw, sx, acc). */
+__device__ __forceinline__ void from_halves(uint32_t v, float f[2])
+{
+    f[0] = dev_from_f16((uint16_t)v);
+    f[1] = dev_from_f16((uint16_t)(v >> 16));
+}
+
+/* One block: acc = fma(dw * dx, isum, acc), then fma(mw, sx, acc). d, m: of its weights; x: where
+ * the scales of its activations are. */
 template <sl_dtype T, int MT, int NT, int P>
 __device__ __forceinline__ void add_block(chain<MT, NT> *c, const stage_view<T, MT, NT, P> &v,
-                                          uint32_t pair, uint32_t block,
-                                          const int32_t (&isum)[MT][NT][4])
+                                          const uint32_t (&d)[MT], const uint32_t (&m)[MT],
+                                          const uint8_t *x, const int32_t (&isum)[MT][NT][4])
 {
     constexpr float MAGIC = T == SL_Q4_0 ? 0x1.8p19f : 0x1.8p23f;
-    if (NT == 1 && tile_sum_col(c->lane, 0) >= v.cols)
-        return; /* saves nothing but work for columns that are not there */
     float dw[MT][2], mw[MT][2];
     UNROLL
-    for (int m = 0; m < MT; m++) {
-        load_scales<T>(v.w_pair(m, pair), c->lane, block, 0, dw[m]);
-        if (T == SL_Q4_1)
-            load_scales<T>(v.w_pair(m, pair), c->lane, block, 1, mw[m]);
+    for (int t = 0; t < MT; t++) {
+        from_halves(d[t], dw[t]);
+        from_halves(m[t], mw[t]);
     }
     UNROLL
     for (int n = 0; n < NT; n++) {
-        const uint8_t *x = v.x_pair(n, pair);
-        float2 dx = shared_at<float2>(x + tile_lane_act_scale_at(c->lane, block, 0)), sx = dx;
+        float2 dx = shared_at<float2>(x + v.x_at(n, 0)), sx = dx;
         if (T == SL_Q4_1)
-            sx = shared_at<float2>(x + tile_lane_act_scale_at(c->lane, block, 1));
+            sx = shared_at<float2>(x + v.x_at(n, 0) + tile_act_scale_at(0, 0, 1) -
+                                   tile_act_scale_at(0, 0, 0));
         UNROLL
-        for (int m = 0; m < MT; m++)
+        for (int t = 0; t < MT; t++)
             UNROLL
             for (int i = 0; i < 4; i++) {
-                float sum = __uint_as_float((uint32_t)isum[m][n][i]) - MAGIC;
-                float *acc = &c->acc[m][n][i];
-                *acc = __fmaf_rn(dw[m][i / 2] * (i % 2 ? dx.y : dx.x), sum, *acc);
+                float sum = __uint_as_float((uint32_t)isum[t][n][i]) - MAGIC;
+                float *acc = &c->acc[t][n][i];
+                *acc = __fmaf_rn(dw[t][i / 2] * (i % 2 ? dx.y : dx.x), sum, *acc);
                 if (T == SL_Q4_1)
-                    *acc = __fmaf_rn(mw[m][i / 2], i % 2 ? sx.y : sx.x, *acc);
+                    *acc = __fmaf_rn(mw[t][i / 2], i % 2 ? sx.y : sx.x, *acc);
             }
     }
+}
+
+/* Saves nothing but work: columns that do not exist are not stored. */
+template <int NT> __device__ __forceinline__ bool has_columns(uint32_t lane, uint32_t cols)
+{
+    return NT > 1 || tile_sum_col(lane, 0) < cols;
 }
 
 template <sl_dtype T> constexpr int32_t MAGIC_BITS = T == SL_Q4_0 ? 0x49400000 : 0x4b400000;
@@ -137,15 +152,19 @@ template <sl_dtype T, int MT, int NT, int P>
 __device__ __forceinline__ void quant_stage(chain<MT, NT> *c, const stage_view<T, MT, NT, P> &v)
 {
     constexpr int U = MT * NT <= 2 ? 2 * P : 1; /* few products: more blocks at once */
-    uint32_t ra[2 * P][MT][4], rb[2 * P][NT][2];
+    uint32_t ra[2 * P][MT][4], rb[2 * P][NT][2], d[2 * P][MT], m[2 * P][MT];
     UNROLL
     for (int p = 0; p < P; p++) {
         UNROLL
-        for (int m = 0; m < MT; m++)
-            load_weights<T>(v.w_pair(m, p), c->lane, ra[2 * p][m], ra[2 * p + 1][m]);
+        for (int t = 0; t < MT; t++) {
+            load_weights<T>(v.w + v.w_at(t, p), ra[2 * p][t], ra[2 * p + 1][t]);
+            scales s = load_scales<T>(v.w_scales + v.w_at(t, p));
+            d[2 * p][t] = s.d[0], d[2 * p + 1][t] = s.d[1];
+            m[2 * p][t] = s.m[0], m[2 * p + 1][t] = s.m[1];
+        }
         UNROLL
         for (int n = 0; n < NT; n++)
-            load_acts(v.x_pair(n, p), c->lane, rb[2 * p][n], rb[2 * p + 1][n]);
+            load_acts(v.x + v.x_at(n, p), rb[2 * p][n], rb[2 * p + 1][n]);
     }
     UNROLL
     for (int first = 0; first < 2 * P; first += U) {
@@ -153,9 +172,13 @@ __device__ __forceinline__ void quant_stage(chain<MT, NT> *c, const stage_view<T
         dev_mma_s8_tiles(isum, reinterpret_cast<const uint32_t(&)[U][MT][4]>(ra[first]),
                          reinterpret_cast<const uint32_t(&)[U][NT][2]>(rb[first]), MAGIC_BITS<T>,
                          v.cols);
-        UNROLL
-        for (int u = 0; u < U; u++)
-            add_block(c, v, (first + u) / 2, (first + u) % 2, isum[u]);
+        if (has_columns<NT>(c->lane, v.cols))
+            UNROLL
+            for (int u = 0; u < U; u++)
+                add_block(c, v, d[first + u], m[first + u],
+                          v.x_scales + v.x_at(0, (first + u) / 2) +
+                              tile_act_scale_at(0, (first + u) % 2, 0) - tile_act_scale_at(0, 0, 0),
+                          isum[u]);
     }
 }
 
@@ -163,16 +186,24 @@ template <sl_dtype T, int MT, int NT, int P>
 __device__ __forceinline__ void quant_block(chain<MT, NT> *c, const stage_view<T, MT, NT, P> &v,
                                             uint32_t block)
 {
-    uint32_t ra[1][MT][4], rb[1][NT][2];
+    uint32_t ra[1][MT][4], rb[1][NT][2], d[MT], m[MT], p = block / 2, b = block % 2;
     int32_t isum[1][MT][NT][4];
     UNROLL
-    for (int m = 0; m < MT; m++)
-        load_weight_block<T>(v.w_pair(m, block / 2), c->lane, block % 2, ra[0][m]);
+    for (int t = 0; t < MT; t++) {
+        load_weight_block<T>(v.w + v.w_at(t, p), b, ra[0][t]);
+        scales s = load_scales<T>(v.w_scales + v.w_at(t, p));
+        d[t] = b ? s.d[1] : s.d[0];
+        m[t] = b ? s.m[1] : s.m[0];
+    }
     UNROLL
     for (int n = 0; n < NT; n++)
-        load_act_block(v.x_pair(n, block / 2), c->lane, block % 2, rb[0][n]);
+        load_act_block(v.x + v.x_at(n, p), b, rb[0][n]);
     dev_mma_s8_tiles(isum, ra, rb, MAGIC_BITS<T>, v.cols);
-    add_block(c, v, block / 2, block % 2, isum[0]);
+    if (has_columns<NT>(c->lane, v.cols))
+        add_block(c, v, d, m,
+                  v.x_scales + v.x_at(0, p) + tile_act_scale_at(0, b, 0) -
+                      tile_act_scale_at(0, 0, 0),
+                  isum[0]);
 }
 
 /* f16 and bf16: all of a stage. */
@@ -184,10 +215,10 @@ __device__ __forceinline__ void half_stage(chain<MT, NT> *c, const stage_view<T,
         uint32_t ra[2][MT][4], rb[2][NT][2];
         UNROLL
         for (int m = 0; m < MT; m++)
-            load_weights<T>(v.w_pair(m, p), c->lane, ra[0][m], ra[1][m]);
+            load_weights<T>(v.w + v.w_at(m, p), ra[0][m], ra[1][m]);
         UNROLL
         for (int n = 0; n < NT; n++)
-            load_acts(v.x_pair(n, p), c->lane, rb[0][n], rb[1][n]);
+            load_acts(v.x + v.x_at(n, p), rb[0][n], rb[1][n]);
         UNROLL
         for (int u = 0; u < 2; u++)
             dev_mma_16_tiles<T == SL_BF16>(c->acc, ra[u], rb[u], v.cols);
@@ -202,10 +233,10 @@ __device__ __forceinline__ void half_block(chain<MT, NT> *c, const stage_view<T,
     uint32_t ra[MT][4], rb[NT][2];
     UNROLL
     for (int m = 0; m < MT; m++)
-        load_weight_block<T>(v.w_pair(m, block / 2), c->lane, block % 2, ra[m]);
+        load_weight_block<T>(v.w + v.w_at(m, block / 2), block % 2, ra[m]);
     UNROLL
     for (int n = 0; n < NT; n++) {
-        load_act_block(v.x_pair(n, block / 2), c->lane, block % 2, rb[n]);
+        load_act_block(v.x + v.x_at(n, block / 2), block % 2, rb[n]);
         UNROLL
         for (uint32_t i = 0; i < 2; i++) {
             uint32_t k = c->lane % 4 * 2 + i * 8;

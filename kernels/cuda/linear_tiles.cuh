@@ -105,7 +105,7 @@ template <sl_dtype T, int MT, int NT, int P> struct source {
         x_tile = tile_act_pair_at(T, n_pairs, 1, 0);
         n_tiles = at.tile < all ? min(all - at.tile, (uint32_t)MT) : 0;
         left = at.pair_end - at.pair;
-        used = 0;
+        used = 0; /* with one tile there is one warp beside it */
         UNROLL
         for (uint32_t r = 0; r < K::x_rounds; r++)
             used |= (uint32_t)tile_act_piece_used(
@@ -120,17 +120,23 @@ template <sl_dtype T, int MT, int NT, int P> struct source {
         uint8_t *to = stage + at.wn * MT * K::view::w_step + lane * 16;
         UNROLL
         for (uint32_t m = 0; m < MT; m++)
-            if (m < n_tiles)
-                UNROLL
-                for (uint32_t r = 0; r < K::w_rounds; r++)
-                    if (lane + r * 32 < w_end)
-                        dev_copy16(to + m * K::view::w_step + r * 512, w + m * w_tile + r * 512);
+            UNROLL
+            for (uint32_t r = 0; r < K::w_rounds; r++)
+                dev_copy16_if(m < n_tiles && lane + r * 32 < w_end,
+                              to + m * K::view::w_step + r * 512, w + m * w_tile + r * 512);
         to = stage + wn * MT * K::view::w_step + lane * 16;
-        for (uint32_t t = at.wn; t < NT && t * TILE_TOK < at.cols; t += wn)
+        if (NT == 1) {
             UNROLL
             for (uint32_t r = 0; r < K::x_rounds; r++)
-                if (lane + r * 32 < x_end && (NT > 1 || used >> r & 1))
-                    dev_copy16_near(to + t * K::view::x_step + r * 512, x + t * x_tile + r * 512);
+                dev_copy16_near_if((used >> r & 1) && lane + r * 32 < x_end, to + r * 512,
+                                   x + r * 512);
+        } else {
+            for (uint32_t t = at.wn; t < NT && t * TILE_TOK < at.cols; t += wn)
+                UNROLL
+                for (uint32_t r = 0; r < K::x_rounds; r++)
+                    dev_copy16_near_if(lane + r * 32 < x_end, to + t * K::view::x_step + r * 512,
+                                       x + t * x_tile + r * 512);
+        }
         dev_copy_commit();
         left -= n;
         w += K::view::w_step;
@@ -283,8 +289,12 @@ __global__ void __launch_bounds__(WARPS_MAX * 32, 1)
         from.copy(at, s.wn, before);
         uint32_t pair = at.pair + i * P;
         if (pair < at.pair_end) {
-            const stage_view<T, MT, NT, P> v = {now + at.wn * MT * K::view::w_step,
-                                                now + s.wn * MT * K::view::w_step, at.cols};
+            const uint8_t *w = now + at.wn * MT * K::view::w_step;
+            const uint8_t *x = now + s.wn * MT * K::view::w_step;
+            const stage_view<T, MT, NT, P> v = {w + tile_lane_at(at.lane, 0),
+                                                w + tile_lane_scale_at(T, at.lane),
+                                                x + tile_lane_at(at.lane, 0),
+                                                x + tile_lane_act_scale_at(at.lane, 0, 0), at.cols};
             run_stage(&c, &walk, v, pair * 2 * tile_block(T));
         }
         before = now;

@@ -121,10 +121,10 @@ TILE_FN uint32_t tile_lane_at(uint32_t lane, uint32_t block)
 {
     return block * 512 + lane * 16;
 }
-/* 4 bytes: d (which 0) or m (1) of rows g and g + 8. */
-TILE_FN uint32_t tile_lane_scale_at(sl_dtype t, uint32_t lane, uint32_t block, uint32_t which)
+/* d of rows g and g + 8, both blocks, and for q4_1 m: all of tile_scale_row. */
+TILE_FN uint32_t tile_lane_scale_at(sl_dtype t, uint32_t lane)
 {
-    return tile_scale_at(t, lane / 4, block, which);
+    return tile_scale_at(t, lane / 4, 0, 0);
 }
 /* 8 bytes: d (0) or s (1) of rows 2t and 2t + 1. */
 TILE_FN uint32_t tile_lane_act_scale_at(uint32_t lane, uint32_t block, uint32_t which)

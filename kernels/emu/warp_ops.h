@@ -48,7 +48,13 @@ static inline void emu_copy(emu_site at, void *to, const void *from, uint32_t n 
 {
     emu_copy_async(to, from, n, N - n, at);
 }
-#define dev_copy16_near(to, from) emu_copy<16>(EMU_HERE, to, from)
+static inline void emu_copy_if(emu_site at, bool wanted, void *to, const void *from)
+{
+    if (wanted)
+        emu_copy_async(to, from, 16, 0, at);
+}
+#define dev_copy16_if(...)      emu_copy_if(EMU_HERE, __VA_ARGS__)
+#define dev_copy16_near_if(...) emu_copy_if(EMU_HERE, __VA_ARGS__)
 static inline void dev_copy_commit() { emu_copy_commit(); }
 template <int N> static inline void dev_copy_wait() { emu_copy_wait(N); }
 
