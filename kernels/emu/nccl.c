@@ -7,67 +7,15 @@
  * the seed); operations of one communicator run in the order of their calls; an abort ends those on
  * their way, whose results are lost; the death of a peer shows as ncclRemoteError, and nothing ends
  * before the abort. Beyond it: operations that do not match are reported. */
-#include "emu/runtime.h"
+#include "emu/nccl_op.h"
 
-#include <nccl.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <time.h>
 
-#include "emu/nccl_ring.h"
+enum { GROUP_MAX = 1024 };
 
-enum { GROUP_MAX = 1024, LOOK_EVERY = 64 };
-
-enum op_kind { OP_SEND_RECV = 1, OP_ALL_GATHER, OP_BROADCAST };
-
-/* Before the bytes of a message: what the sender takes it for. */
-struct head {
-    uint32_t kind, pad;
-    uint64_t bytes;
-};
-struct transfer {
-    bool send;
-    uint32_t peer;
-    enum op_kind kind;
-    uint8_t *p;
-    size_t n, done, head_done;
-    struct head head;
-};
-struct copy {
-    void *to;
-    const void *from;
-    size_t n;
-};
-
-/* One operation, or all of a group on one communicator. */
-struct nccl_op {
-    struct ncclComm *comm;
-    struct transfer *transfers; /* owned */
-    struct copy *copies;        /* owned: what a rank sends to itself */
-    uint32_t n_transfers, n_copies;
-    const char *name;
-    uint64_t ticket; /* its turn, once enqueued */
-    uint32_t n_looks;
-    bool enqueued, copied;
-};
-
-struct ncclComm {
-    struct nccl_room *room;
-    struct device *device;
-    uint32_t rank, n_ranks;
-    bool blocking, ready, aborted, finalizing;
-    uint32_t held; /* answers of ncclInProgress still to give */
-    uint64_t n_tickets, now;
-    uint32_t n_pending; /* operations enqueued and not over */
-    ncclResult_t error;
-    bool stuck; /* injected: nothing moves any more */
-    struct nccl_op *held_op;
-    struct CUstream_st *held_stream;
-    struct emu_site held_site;
-    char text[256];
-    struct ncclComm *next;
-};
 static struct ncclComm *comms;
 
 static __thread struct {
@@ -94,7 +42,7 @@ const char *ncclGetErrorString(ncclResult_t result)
     return (unsigned)result < ncclNumResults ? texts[result] : "unknown result code";
 }
 
-static struct ncclComm *comm_of(ncclComm_t handle)
+struct ncclComm *nccl_comm_of(ncclComm_t handle)
 {
     struct ncclComm *c = comms;
     while (c && c != handle)
@@ -130,7 +78,7 @@ static size_t size_of(ncclDataType_t type)
     return (unsigned)type < ncclNumTypes ? sizes[type] : 0;
 }
 
-static ncclResult_t fail(struct ncclComm *c, ncclResult_t why, const char *what)
+ncclResult_t nccl_fail(struct ncclComm *c, ncclResult_t why, const char *what)
 {
     if (!c->error)
         c->error = why;
@@ -165,166 +113,19 @@ ncclResult_t ncclGetUniqueId(ncclUniqueId *id)
     return end(&c, nccl_room_name(id) ? ncclSuccess : ncclSystemError);
 }
 
-/* ---- operations on their way ---- */
-
-static const char *kind_name(enum op_kind kind)
-{
-    static const char *const names[] = {"", "ncclSend or ncclRecv", "ncclAllGather",
-                                        "ncclBroadcast"};
-    return (unsigned)kind <= OP_BROADCAST ? names[kind] : "another operation";
-}
-
-/* Bytes of [p, p + n) that went through now. */
-static size_t move(struct nccl_op *op, const struct transfer *t, void *p, size_t n)
-{
-    struct ncclComm *c = op->comm;
-    return t->send ? nccl_ring_put(c->room, c->rank, t->peer, p, n)
-                   : nccl_ring_take(c->room, t->peer, c->rank, p, n);
-}
-
-static bool heads_match(struct nccl_op *op, const struct transfer *t)
-{
-    char text[200];
-    if (t->send || (t->head.kind == (uint32_t)t->kind && t->head.bytes == t->n))
-        return true;
-    snprintf(text, sizeof text, "rank %u takes %zu bytes by %s, but rank %u gives %llu by %s",
-             op->comm->rank, t->n, kind_name(t->kind), t->peer, (unsigned long long)t->head.bytes,
-             kind_name((enum op_kind)t->head.kind));
-    fail(op->comm, ncclInvalidUsage, text);
-    report(op->comm->device, "nccl: %s", text);
-    return false;
-}
-
-/* True once the transfer is over; *wrong if it never will be. */
-static bool advance(struct nccl_op *op, struct transfer *t, bool *wrong)
-{
-    uint8_t *head = (uint8_t *)&t->head;
-    if (t->head_done < sizeof t->head) {
-        if (t->send)
-            t->head = (struct head){.kind = (uint32_t)t->kind, .bytes = t->n};
-        t->head_done += move(op, t, head + t->head_done, sizeof t->head - t->head_done);
-        if (t->head_done < sizeof t->head)
-            return false;
-        if (!heads_match(op, t)) {
-            *wrong = true;
-            return false;
-        }
-    }
-    t->done += move(op, t, t->p + t->done, t->n - t->done);
-    return t->done == t->n;
-}
-
-static void look_for_peers(struct nccl_op *op)
-{
-    char text[64];
-    if (op->n_looks++ % LOOK_EVERY)
-        return;
-    for (uint32_t i = 0; i < op->n_transfers; i++) {
-        const struct transfer *t = &op->transfers[i];
-        if (t->done == t->n || !nccl_room_lost(op->comm->room, t->peer))
-            continue;
-        snprintf(text, sizeof text, "the process of rank %u is gone", t->peer);
-        fail(op->comm, ncclRemoteError, text);
-    }
-}
-
-static cudaError_t op_poll(void *user)
-{
-    struct nccl_op *op = user;
-    struct ncclComm *c = op->comm;
-    bool wrong = false, over = true;
-    if (!comm_of(c)) {
-        report(NULL, "nccl: a graph launches %s of a communicator that is no more", op->name);
-        return cudaErrorInvalidResourceHandle;
-    }
-    if (c->aborted)
-        return cudaSuccess; /* as the kernel, which leaves */
-    if (c->stuck || op->ticket != c->now)
-        return cudaErrorNotReady;
-    for (uint32_t i = 0; !op->copied && i < op->n_copies; i++)
-        memmove(op->copies[i].to, op->copies[i].from, op->copies[i].n);
-    op->copied = true;
-    for (uint32_t i = 0; i < op->n_transfers; i++)
-        over = advance(op, &op->transfers[i], &wrong) && over;
-    if (wrong)
-        return cudaErrorUnknown;
-    if (over)
-        return cudaSuccess;
-    look_for_peers(op);
-    return cudaErrorNotReady;
-}
-
-static void op_begin(void *user)
-{
-    struct nccl_op *op = user;
-    if (!comm_of(op->comm))
-        return;
-    op->enqueued = true;
-    op->ticket = op->comm->n_tickets++;
-    op->comm->n_pending++;
-}
-
-static void op_free(void *user)
-{
-    struct nccl_op *op = user;
-    if (op->enqueued) {
-        op->comm->now += op->ticket == op->comm->now;
-        op->comm->n_pending--;
-    }
-    free(op->transfers);
-    free(op->copies);
-    free(op);
-}
-
-static void *op_clone(const void *user)
-{
-    const struct nccl_op *from = user;
-    struct nccl_op *op = malloc(sizeof *op);
-    if (!op)
-        return NULL;
-    *op = *from;
-    op->transfers = args_copy(from->transfers, from->n_transfers * sizeof *op->transfers);
-    op->copies = args_copy(from->copies, from->n_copies * sizeof *op->copies);
-    op->enqueued = false;
-    if (op->transfers && op->copies)
-        return op;
-    op_free(op);
-    return NULL;
-}
-
-static bool op_access(const void *user, uint32_t i, struct span *span, bool *write)
-{
-    const struct nccl_op *op = user;
-    if (i < op->n_transfers) {
-        const struct transfer *t = &op->transfers[i];
-        *span = (struct span){(uintptr_t)t->p, t->n, t->n, 1};
-        *write = !t->send;
-        return true;
-    }
-    uint32_t k = (i - op->n_transfers) / 2;
-    if (k >= op->n_copies)
-        return false;
-    *write = (i - op->n_transfers) % 2;
-    const struct copy *c = &op->copies[k];
-    *span = (struct span){(uintptr_t)(*write ? c->to : c->from), c->n, c->n, 1};
-    return true;
-}
-
-static const struct emu_poll op_poll_table = {op_poll, op_begin, op_clone, op_free, op_access};
-
 /* ---- enqueuing ---- */
 
 static ncclResult_t submit(struct nccl_op *op, struct CUstream_st *s, struct emu_site site)
 {
     struct ncclComm *c = op->comm;
     struct work w = {
-        .kind = WORK_POLL, .name = op->name, .site = site, .poll = &op_poll_table, .user = op};
+        .kind = WORK_POLL, .name = op->name, .site = site, .poll = &nccl_op_poll, .user = op};
     cudaError_t error = s->device->sticky;
     if (error)
         work_free(&w);
     else
         error = stream_submit(s, &w);
-    return error ? fail(c, ncclUnhandledCudaError, cudaGetErrorString(error)) : ncclSuccess;
+    return error ? nccl_fail(c, ncclUnhandledCudaError, cudaGetErrorString(error)) : ncclSuccess;
 }
 
 /* At once, or, of a communicator that need not, at a later ncclCommGetAsyncError. */
@@ -361,7 +162,7 @@ static struct nccl_op *gather(struct ncclComm *c, uint32_t first)
     op->comm = c;
     op->transfers = calloc(group.n, sizeof *op->transfers);
     op->copies = calloc(group.n, sizeof *op->copies);
-    op->name = kind_name(group.of[first].t.kind);
+    op->name = nccl_kind_name(group.of[first].t.kind);
     for (uint32_t i = first; op->transfers && i < group.n; i++) {
         if (group.of[i].comm != c)
             continue;
@@ -370,7 +171,7 @@ static struct nccl_op *gather(struct ncclComm *c, uint32_t first)
     }
     if (op->transfers && op->copies)
         return op;
-    op_free(op);
+    nccl_op_free(op);
     return NULL;
 }
 
@@ -405,9 +206,9 @@ static ncclResult_t launch_one(struct call *call, uint32_t first)
     ncclResult_t r = check_comm(c);
     for (uint32_t i = first; i < group.n && !r; i++)
         if (group.of[i].comm == c && group.of[i].stream != group.of[first].stream)
-            r = fail(c, ncclInvalidUsage, "the emulator knows no group over several streams");
+            r = nccl_fail(c, ncclInvalidUsage, "the emulator knows no group over several streams");
     if (!r && (!s || s->device != c->device))
-        r = fail(c, ncclInvalidUsage, "the stream is not of the communicator's device");
+        r = nccl_fail(c, ncclInvalidUsage, "the stream is not of the communicator's device");
     if (r) {
         for (uint32_t i = first; i < group.n; i++)
             if (group.of[i].comm == c)
@@ -418,13 +219,13 @@ static ncclResult_t launch_one(struct call *call, uint32_t first)
     if (!op)
         return ncclSystemError;
     if (!pair_own(op)) {
-        op_free(op);
-        return fail(c, ncclInvalidUsage, "a rank's sends to itself do not match its receives");
+        nccl_op_free(op);
+        return nccl_fail(c, ncclInvalidUsage, "a rank's sends to itself do not match its receives");
     }
     if (call->late)
         c->stuck = true;
     if (call->late && result_of_fault(call->late) != ncclInProgress)
-        fail(c, result_of_fault(call->late), "injected");
+        nccl_fail(c, result_of_fault(call->late), "injected");
     return enqueue(call, op, s);
 }
 
@@ -539,7 +340,7 @@ ncclResult_t ncclSend(const void *from, size_t count, ncclDataType_t type, int p
     ncclResult_t r;
     if (!begin(&call, CALL_ncclSend, &r))
         return r;
-    struct ncclComm *c = comm_of(comm);
+    struct ncclComm *c = nccl_comm_of(comm);
     r = check_args(c, from, count, type, peer);
     if (!r)
         r = add(c, stream,
@@ -554,7 +355,7 @@ ncclResult_t ncclRecv(void *to, size_t count, ncclDataType_t type, int peer, ncc
     ncclResult_t r;
     if (!begin(&call, CALL_ncclRecv, &r))
         return r;
-    struct ncclComm *c = comm_of(comm);
+    struct ncclComm *c = nccl_comm_of(comm);
     r = check_args(c, to, count, type, peer);
     if (!r)
         r = add(c, stream,
@@ -569,7 +370,7 @@ ncclResult_t ncclAllGather(const void *from, void *to, size_t count, ncclDataTyp
     ncclResult_t r;
     if (!begin(&call, CALL_ncclAllGather, &r))
         return r;
-    struct ncclComm *c = comm_of(comm);
+    struct ncclComm *c = nccl_comm_of(comm);
     size_t n = count * size_of(type);
     r = check_args(c, from, count, type, 0);
     if (!r && (n > SIZE_MAX / c->n_ranks || !is_usable(to, n * c->n_ranks)))
@@ -589,7 +390,7 @@ ncclResult_t ncclBroadcast(const void *from, void *to, size_t count, ncclDataTyp
     ncclResult_t r;
     if (!begin(&call, CALL_ncclBroadcast, &r))
         return r;
-    struct ncclComm *c = comm_of(comm);
+    struct ncclComm *c = nccl_comm_of(comm);
     size_t n = count * size_of(type);
     r = check_args(c, to, count, type, root);
     bool is_root = !r && (uint32_t)root == c->rank;
@@ -679,13 +480,13 @@ ncclResult_t ncclCommGetAsyncError(ncclComm_t comm, ncclResult_t *error)
     ncclResult_t r;
     if (!begin(&call, CALL_ncclCommGetAsyncError, &r))
         return r;
-    struct ncclComm *c = comm_of(comm);
+    struct ncclComm *c = nccl_comm_of(comm);
     if (!c || !error)
         return end(&call, ncclInvalidArgument);
     if (call.late)
-        fail(c, result_of_fault(call.late), "injected");
+        nccl_fail(c, result_of_fault(call.late), "injected");
     if (!c->error && c->device->sticky)
-        fail(c, ncclUnhandledCudaError, cudaGetErrorString(c->device->sticky));
+        nccl_fail(c, ncclUnhandledCudaError, cudaGetErrorString(c->device->sticky));
     *error = progress(c);
     return end(&call, ncclSuccess);
 }
@@ -694,7 +495,7 @@ ncclResult_t ncclCommGetAsyncError(ncclComm_t comm, ncclResult_t *error)
 static void drain(struct ncclComm *c)
 {
     if (c->held_op) {
-        op_free(c->held_op);
+        nccl_op_free(c->held_op);
         c->held_op = NULL;
     }
     while (c->n_pending && c->device->open) {
@@ -722,7 +523,7 @@ ncclResult_t ncclCommFinalize(ncclComm_t comm)
     ncclResult_t r;
     if (!begin(&call, CALL_ncclCommFinalize, &r))
         return r;
-    struct ncclComm *c = comm_of(comm);
+    struct ncclComm *c = nccl_comm_of(comm);
     if (!c)
         return end(&call, ncclInvalidArgument);
     if (c->error)
@@ -742,7 +543,7 @@ ncclResult_t ncclCommDestroy(ncclComm_t comm)
     ncclResult_t r;
     if (!begin(&call, CALL_ncclCommDestroy, &r))
         return r;
-    struct ncclComm *c = comm_of(comm);
+    struct ncclComm *c = nccl_comm_of(comm);
     if (!c)
         return end(&call, ncclInvalidArgument);
     if (c->error || c->device->sticky)
@@ -758,7 +559,7 @@ ncclResult_t ncclCommAbort(ncclComm_t comm)
     ncclResult_t r;
     if (!begin(&call, CALL_ncclCommAbort, &r))
         return r;
-    struct ncclComm *c = comm_of(comm);
+    struct ncclComm *c = nccl_comm_of(comm);
     if (!c)
         return end(&call, ncclInvalidArgument);
     c->aborted = true;
@@ -773,7 +574,7 @@ static ncclResult_t tell(enum call_id id, ncclComm_t comm, int *out)
     ncclResult_t r;
     if (!begin(&call, id, &r))
         return r;
-    const struct ncclComm *c = comm_of(comm);
+    const struct ncclComm *c = nccl_comm_of(comm);
     if (!c || !out)
         return end(&call, ncclInvalidArgument);
     if (id == CALL_ncclCommCount)

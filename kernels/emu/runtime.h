@@ -277,6 +277,10 @@ uint32_t streams_close(struct device *d, void (*leak)(const char *));
 /* The memory it uses, by its spans or by its arguments; an error of memory it may not use. */
 cudaError_t work_find_uses(struct device *d, struct work *w);
 
+/* Before a launch, since others set handlers too: makes faults in kernels errors of their launches.
+ * Lock held. */
+void trap_install(void);
+
 /* ---- nccl.c ---- */
 
 /* All communicators end; and those of one device, as by an abort. */

@@ -173,19 +173,31 @@ static void copy_rows(const struct span *to, const struct span *from, const void
     }
 }
 
+/* As a device would call what a launch was stopped for. */
+static cudaError_t error_of(const char *text)
+{
+    static const char *const illegal[] = {"illegal memory access", "in no allocation",
+                                          "in freed memory", "before the end of its allocation"};
+    for (size_t i = 0; i < sizeof illegal / sizeof *illegal; i++)
+        if (strstr(text, illegal[i]))
+            return cudaErrorIllegalAddress;
+    return cudaErrorLaunchFailure;
+}
+
 static cudaError_t run_kernel(struct device *d, struct work *w)
 {
     char text[1500];
     struct emu_options o = {.n_threads = rt.config.n_threads, .one_order = !rt.config.seed};
     o.seed = rt.config.seed ? (draw_u64(&d->rng_run) & ~1ull) | (rt.config.seed & 1) : 1;
     w->launch.args = w->args;
+    trap_install();
     pthread_mutex_unlock(&rt.lock);
     bool ok = emu_run(&w->launch, &o, text, sizeof text);
     pthread_mutex_lock(&rt.lock);
     if (ok)
         return cudaSuccess;
     report(d, "%s", text);
-    return cudaErrorLaunchFailure;
+    return error_of(text);
 }
 
 /* Lock held before and after, not meanwhile. */

@@ -208,6 +208,26 @@ static void memory_written_past_its_end_is_known_at_its_free(void **state)
     }
 }
 
+/* Beside its memory, a kernel hits a page nobody may touch: an illegal address of that launch,
+ * which the process outlives. */
+static void a_kernel_that_leaves_its_memory_is_stopped(void **state)
+{
+    (void)state;
+    EACH_SEED(seed)
+    {
+        struct setup u = set_up();
+        ok(cudaMemsetAsync(u.x, 0, bytes, u.s));
+        ok(cudaMemsetAsync(u.y, 0, bytes, u.s));
+        ok(cudaStreamSynchronize(u.s));
+        cudaError_t error = launch_add(u.s, u.x, u.y, 1, N + 2000);
+        assert_true(error == cudaSuccess || error == cudaErrorIllegalAddress);
+        fails(cudaStreamSynchronize(u.s), cudaErrorIllegalAddress);
+        assert_reported("runtime_kernels.cu");
+        ok(cudaDeviceReset());
+        cudaGetLastError();
+    }
+}
+
 static void destroying_what_is_in_use_is_reported(void **state)
 {
     (void)state;
@@ -286,6 +306,7 @@ int main(void)
         cmocka_unit_test(freeing_what_is_in_use_is_reported),
         cmocka_unit_test(freed_memory_is_known_where_it_is_used),
         cmocka_unit_test(memory_written_past_its_end_is_known_at_its_free),
+        cmocka_unit_test(a_kernel_that_leaves_its_memory_is_stopped),
         cmocka_unit_test(destroying_what_is_in_use_is_reported),
         cmocka_unit_test(what_is_left_at_the_end_is_named),
         cmocka_unit_test(a_report_makes_the_device_bad),
