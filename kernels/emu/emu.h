@@ -38,6 +38,9 @@ struct emu_options {
     uint32_t n_threads; /* OS threads; 0: one */
     bool one_order;     /* blocks and warps in ascending order: fastest, finds least */
     bool unwatched;     /* no races are looked for, even where kernels are compiled for it */
+    /* Of a watched launch, if not NULL: what it touched but for shared memory and atomically. */
+    void (*touched)(void *user, uintptr_t lo, uintptr_t hi, bool write);
+    void *user;
 };
 
 /* Where in the source a thread waits. */

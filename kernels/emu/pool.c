@@ -194,6 +194,6 @@ bool emu_run(const struct emu_launch *l, const struct emu_options *o, char *repo
         end_help(&r);
     bool ok = !atomic_load(&r.broken);
     if (r.race)
-        ok = emu_race_end(r.race, l, ok, report, report_max) && ok;
+        ok = emu_race_end(r.race, l, o, ok, report, report_max) && ok;
     return ok;
 }

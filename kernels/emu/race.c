@@ -37,6 +37,7 @@ struct race {
     uint32_t now, launch; /* launch: when it began */
     struct watched blocks[EMU_RACE_SLOTS];
     struct shadow shadow;
+    struct page *touched; /* in this launch, but for shared memory */
     struct {
         const void *pc;
         uint32_t launch, id;
@@ -80,6 +81,7 @@ struct race *emu_race_begin(void)
     r->n_sites = 0;
     r->n_starts = 0;
     r->n_findings = 0;
+    r->touched = NULL;
     return r;
 }
 
@@ -404,6 +406,8 @@ static void access_global(struct access *a, const void *p, size_t n, const void 
             page->since = r->launch;
             page->bytes = false;
             page->lo = page->hi = 0;
+            page->next_touched = r->touched;
+            r->touched = page;
         }
         if (lo < page->lo || hi > page->hi)
             check_region(a, page, (const void *)at, n, pc);
@@ -489,9 +493,12 @@ static size_t tell(const struct race *r, const struct emu_launch *l, const struc
     return n > 0 && (size_t)n < max ? (size_t)n : 0;
 }
 
-bool emu_race_end(struct race *r, const struct emu_launch *l, bool ok, char *report, size_t max)
+bool emu_race_end(struct race *r, const struct emu_launch *l, const struct emu_options *o, bool ok,
+                  char *report, size_t max)
 {
     size_t at = 0;
+    if (o->touched)
+        emu_tell_touched(r->touched, r->launch, o);
     if (!ok) {
         at = strnlen(report, max);
         if (at + 2 < max && r->n_findings)

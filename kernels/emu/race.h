@@ -23,7 +23,8 @@ enum { ACCESS_WRITE = 1, ACCESS_ATOMIC = 2 };
 /* NULL where no hooks are linked: nothing is watched then. */
 struct race *emu_race_begin(void);
 /* True: no race. Else says so in `report`, behind what it has if the launch broke (!ok). */
-bool emu_race_end(struct race *r, const struct emu_launch *l, bool ok, char *report, size_t max);
+bool emu_race_end(struct race *r, const struct emu_launch *l, const struct emu_options *o, bool ok,
+                  char *report, size_t max);
 
 void emu_race_block(struct worker *w);
 void emu_race_barrier(struct worker *w);

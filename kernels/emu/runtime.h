@@ -51,7 +51,8 @@ struct span {
 struct access {
     struct span span;
     bool write;
-    struct mark *mark; /* owned */
+    struct device *kernel_of; /* NULL: not a kernel's */
+    struct mark *mark;        /* owned */
     const char *name;
     struct emu_site site;
 };
@@ -113,6 +114,13 @@ struct work {
     } copy; /* of WORK_COPY; WORK_SET has `to` */
     uint8_t value;
     struct emu_launch launch;
+    struct touched { /* by a watched kernel, owned */
+        struct {
+            uintptr_t lo, hi;
+            bool write;
+        } * of;
+        size_t n, max;
+    } touched;
     void *args; /* owned */
     size_t args_bytes;
     cudaHostFn_t host;

@@ -150,9 +150,13 @@ void check_access(struct device *d, struct memory *m, const struct span *span, b
                   struct mark *mark, const struct work *w)
 {
     char text[160];
+    struct device *kernel_of = w->kind == WORK_KERNEL ? d : NULL;
     for (uint32_t i = m->n_accesses; i-- > 0;) {
         struct access *a = &m->accesses[i];
         if (a->mark == mark)
+            continue;
+        /* Kernels of two devices may order themselves by flags in memory. */
+        if (kernel_of && a->kernel_of && kernel_of != a->kernel_of)
             continue;
         if (unordered(a->mark, mark)) {
             if (!(write || a->write) || !spans_meet(&a->span, span))
@@ -165,7 +169,7 @@ void check_access(struct device *d, struct memory *m, const struct span *span, b
             access_drop(m, i); /* who races with it races with this one too */
         }
     }
-    access_add(m, (struct access){*span, write, mark, w->name, w->site});
+    access_add(m, (struct access){*span, write, kernel_of, mark, w->name, w->site});
 }
 
 static void check_poll(struct device *d, struct work *w, struct mark *mark)
@@ -179,8 +183,21 @@ static void check_poll(struct device *d, struct work *w, struct mark *mark)
     }
 }
 
+static void check_kernel(struct device *d, struct work *w, struct mark *mark)
+{
+    for (size_t i = 0; i < w->touched.n; i++) {
+        uintptr_t lo = w->touched.of[i].lo, n = w->touched.of[i].hi - lo;
+        struct memory *m = memory_at((void *)lo);
+        struct span span = {lo, n, n, 1};
+        if (m && !m->freed)
+            check_access(d, m, &span, w->touched.of[i].write, mark, w);
+    }
+}
+
 void check_work(struct device *d, struct work *w, struct mark *mark)
 {
+    if (w->kind == WORK_KERNEL)
+        check_kernel(d, w, mark);
     if (w->kind == WORK_POLL)
         check_poll(d, w, mark);
     if (w->kind != WORK_COPY && w->kind != WORK_SET)

@@ -144,6 +144,8 @@ void work_free(struct work *w)
 {
     free(w->copy.staged);
     free(w->args);
+    free(w->touched.of);
+    w->touched.of = NULL;
     if (w->kind == WORK_POLL && w->user)
         w->poll->free(w->user);
     w->user = NULL;
@@ -154,6 +156,7 @@ bool work_clone(struct work *to, const struct work *from)
 {
     *to = *from;
     to->copy.staged = NULL; /* of no captured work */
+    to->touched = (struct touched){0};
     if (from->kind == WORK_POLL) {
         to->user = from->poll->clone(from->user);
         return to->user;
@@ -184,10 +187,29 @@ static cudaError_t error_of(const char *text)
     return cudaErrorLaunchFailure;
 }
 
+static void note_touched(void *user, uintptr_t lo, uintptr_t hi, bool write)
+{
+    struct touched *t = user;
+    if (t->n == t->max) {
+        size_t max = t->max ? 2 * t->max : 16;
+        void *more = realloc(t->of, max * sizeof *t->of);
+        if (!more)
+            return; /* blind to it */
+        t->of = more;
+        t->max = max;
+    }
+    t->of[t->n].lo = lo;
+    t->of[t->n].hi = hi;
+    t->of[t->n++].write = write;
+}
+
 static cudaError_t run_kernel(struct device *d, struct work *w)
 {
     char text[1500];
-    struct emu_options o = {.n_threads = rt.config.n_threads, .one_order = !rt.config.seed};
+    struct emu_options o = {.n_threads = rt.config.n_threads,
+                            .one_order = !rt.config.seed,
+                            .touched = note_touched,
+                            .user = &w->touched};
     o.seed = rt.config.seed ? (draw_u64(&d->rng_run) & ~1ull) | (rt.config.seed & 1) : 1;
     w->launch.args = w->args;
     trap_install();

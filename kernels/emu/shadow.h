@@ -44,6 +44,7 @@ struct page {
     uint32_t lo, hi; /* offsets known to be the kernel's */
     struct cell *cells;
     struct page *next;
+    struct page *next_touched; /* in this launch */
 };
 
 struct shadow {
@@ -55,6 +56,8 @@ struct shadow {
 /* The page of base, a multiple of PAGE_BYTES. */
 struct page *emu_shadow_page(struct shadow *s, uintptr_t base);
 void emu_shadow_drop(struct shadow *s);
+/* Tells o->touched what was done to the pages since `launch`. */
+void emu_tell_touched(const struct page *pages, uint32_t launch, const struct emu_options *o);
 /* From here on, a cell per byte. */
 void emu_page_split(struct shadow *s, struct page *p);
 
