@@ -59,7 +59,8 @@ bool emu_fault(const char *name, uint64_t nth, cudaError_t error, bool late);
 /* "NAME:N:ERROR[:late],...", as in SLUICE_CUDA_EMU_FAULT. */
 bool emu_fault_parse(const char *text);
 void emu_faults_clear(void);
-/* The i-th call's name and how often it was called since the start; NULL beyond the last. */
+/* The i-th call's name and how often it was called since the start; NULL beyond the last. A process
+ * with SLUICE_CUDA_EMU_COUNTS=PATH writes them to PATH.PID at its exit, with reports and leaks. */
 const char *emu_call_count(uint32_t i, uint64_t *n);
 
 /* Where the seed goes to: the next draws of all devices follow it. */

@@ -418,6 +418,11 @@ cudaError_t cudaDeviceSynchronize(void)
     return call_end(&c, c.device->sticky);
 }
 
+static void report_left(const char *text)
+{
+    report(NULL, "cudaDeviceReset: not freed before: %s", text);
+}
+
 cudaError_t cudaDeviceReset(void)
 {
     struct call c;
@@ -425,7 +430,7 @@ cudaError_t cudaDeviceReset(void)
         return c.error;
     cudaError_t error = no_device_error();
     if (!error && c.device->open)
-        device_close(c.device);
+        device_close(c.device, c.device->sticky ? NULL : report_left);
     return call_end(&c, error);
 }
 

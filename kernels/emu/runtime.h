@@ -84,6 +84,7 @@ bool memory_covers(const struct memory *m, const void *p, size_t n);
 bool memory_is_device(const struct memory *m);
 void memory_describe(const struct memory *m, char *text, size_t max);
 void memory_used_by(struct memory *m, const struct mark *mark);
+void memory_left(void (*tell)(const char *));
 /* Frees all of a device, or with NULL all of the host's; each is told to `leak`. */
 uint32_t memory_close(struct device *d, void (*leak)(const char *));
 
@@ -277,7 +278,7 @@ void event_free(struct CUevent_st *e);
 struct mark *op_submit(struct device *d, struct work *w, struct mark **deps, uint32_t n_deps,
                        uint32_t slot);
 void device_drain(struct device *d);
-void device_close(struct device *d);
+void device_close(struct device *d, void (*leak)(const char *));
 uint32_t streams_close(struct device *d, void (*leak)(const char *));
 
 /* ---- running ---- */

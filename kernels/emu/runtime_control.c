@@ -7,6 +7,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #define DEFAULT_MEMORY ((size_t)4 << 30)
 
@@ -176,6 +177,42 @@ const char *emu_call_count(uint32_t i, uint64_t *n)
     return call_name(i);
 }
 
+/* ---- at the end of the process ---- */
+
+static FILE *counts_file;
+
+static void write_left(const char *text)
+{
+    fprintf(counts_file, "left %s\n", text);
+}
+
+/* What a sweep of faults over a whole program goes by: "NAME CALLS" a line; then reports, and
+ * memory that was left. */
+static void write_counts(void)
+{
+    char path[512];
+    snprintf(path, sizeof path, "%s.%d", getenv("SLUICE_CUDA_EMU_COUNTS"), (int)getpid());
+    counts_file = fopen(path, "we");
+    if (!counts_file)
+        return;
+    pthread_mutex_lock(&rt.lock);
+    for (uint32_t i = 0; i < CALL_MAX; i++)
+        fprintf(counts_file, "%s %llu\n", call_name(i), (unsigned long long)rt.counts[i]);
+    for (uint32_t i = 0; i < n_reports && i < EMU_REPORTS_MAX; i++)
+        fprintf(counts_file, "report %s\n", reports[i]);
+    memory_left(write_left);
+    pthread_mutex_unlock(&rt.lock);
+    fclose(counts_file);
+}
+
+static void ask_for_counts(void)
+{
+    static bool asked;
+    if (!asked && getenv("SLUICE_CUDA_EMU_COUNTS"))
+        atexit(write_counts);
+    asked = true;
+}
+
 /* ---- configuration ---- */
 
 static void from_env(const char *name, uint64_t *v)
@@ -224,6 +261,7 @@ void runtime_configure(const struct emu_config *config)
     rt.serial = 0;
     rt.configured = true;
     n_faults = 0;
+    ask_for_counts();
     const char *text = getenv("SLUICE_CUDA_EMU_FAULT");
     if (text && !parse_faults(text))
         fprintf(stderr, "cuda-emu: SLUICE_CUDA_EMU_FAULT: '%s' is not CALL:N:ERROR[:late],...\n",
@@ -244,7 +282,7 @@ uint32_t emu_restart(const struct emu_config *config, void (*leak)(const char *)
             continue;
         n += streams_close(&rt.devices[i], leak);
         n += memory_close(&rt.devices[i], leak);
-        device_close(&rt.devices[i]);
+        device_close(&rt.devices[i], NULL);
     }
     n += memory_close(NULL, leak);
     runtime_configure(config);

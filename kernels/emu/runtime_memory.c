@@ -232,6 +232,16 @@ static bool file_grow(struct device *d, struct memory *m)
     return true;
 }
 
+void memory_left(void (*tell)(const char *))
+{
+    char text[160];
+    for (size_t i = 0; i < n_table; i++) {
+        memory_describe(table[i], text, sizeof text);
+        if (!table[i]->freed)
+            tell(text);
+    }
+}
+
 uint32_t memory_close(struct device *d, void (*leak)(const char *))
 {
     uint32_t n = 0;

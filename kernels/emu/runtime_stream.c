@@ -241,12 +241,12 @@ uint32_t streams_close(struct device *d, void (*leak)(const char *))
     return n;
 }
 
-void device_close(struct device *d)
+void device_close(struct device *d, void (*leak)(const char *))
 {
     nccl_abandon(d);
     device_drain(d);
-    streams_close(d, NULL);
-    memory_close(d, NULL);
+    streams_close(d, leak);
+    memory_close(d, leak);
     d->stop = true;
     pthread_cond_broadcast(&rt.changed);
     if (d->has_thread) {

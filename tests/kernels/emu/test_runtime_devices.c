@@ -372,6 +372,53 @@ static void work_can_fail_when_the_device_gets_there(void **state)
     }
 }
 
+/* For sweeps over whole programs. */
+static void a_process_writes_its_counts_at_exit(void **state)
+{
+    (void)state;
+    char path[] = "/tmp/sluice-emu-counts-XXXXXX", file[64], line[256];
+    int fd = mkstemp(path), status, found = 0;
+    assert_true(fd >= 0);
+    pid_t pid = fork();
+    assert_true(pid >= 0);
+    if (pid == 0) {
+        setenv("SLUICE_CUDA_EMU_COUNTS", path, 1);
+        setenv("SLUICE_CUDA_EMU_FAULT", "cudaMalloc:2:cudaErrorMemoryAllocation", 1);
+        execl("/proc/self/exe", "test", "leak", (char *)NULL);
+        _exit(9);
+    }
+    assert_int_equal(waitpid(pid, &status, 0), pid);
+    assert_int_equal(status, 0);
+    snprintf(file, sizeof file, "%s.%d", path, (int)pid);
+    FILE *f = fopen(file, "r");
+    assert_non_null(f);
+    while (fgets(line, sizeof line, f))
+        found += !strcmp(line, "cudaMalloc 2\n") || !strncmp(line, "left 77 bytes", 13);
+    fclose(f);
+    assert_int_equal(found, 2);
+    unlink(file);
+    unlink(path);
+    close(fd);
+}
+
+static int leak(void)
+{
+    void *p;
+    if (cudaMalloc(&p, 77))
+        return 3;
+    return cudaMalloc(&p, 77) == cudaErrorMemoryAllocation ? 0 : 4;
+}
+
+static void what_a_reset_finds_is_reported(void **state)
+{
+    (void)state;
+    fresh(0);
+    void *p;
+    ok(cudaMalloc(&p, 5));
+    ok(cudaDeviceReset());
+    assert_reported("not freed before: 5 bytes of device memory");
+}
+
 static void faults_are_read_from_text(void **state)
 {
     (void)state;
@@ -399,6 +446,8 @@ static void faults_are_read_from_text(void **state)
 
 int main(int argc, char **argv)
 {
+    if (argc == 2)
+        return leak();
     if (argc == 4)
         export_memory(atoi(argv[2]), atoi(argv[3]));
     const struct CMUnitTest tests[] = {
@@ -411,6 +460,8 @@ int main(int argc, char **argv)
         cmocka_unit_test(every_call_can_fail_and_says_so),
         cmocka_unit_test(work_can_fail_when_the_device_gets_there),
         cmocka_unit_test(faults_are_read_from_text),
+        cmocka_unit_test(a_process_writes_its_counts_at_exit),
+        cmocka_unit_test(what_a_reset_finds_is_reported),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
