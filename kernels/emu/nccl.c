@@ -9,6 +9,9 @@
  * before the abort. Beyond it: operations that do not match are reported. */
 #include "emu/nccl_op.h"
 
+#include <sluice/base/err.h>
+
+#include <pthread.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -18,7 +21,7 @@ enum { GROUP_MAX = 1024 };
 
 static struct ncclComm *comms;
 
-static __thread struct {
+struct group {
     uint32_t depth, n;
     bool failed;
     struct {
@@ -28,7 +31,30 @@ static __thread struct {
     } of[GROUP_MAX];
     struct ncclComm *opening[NCCL_RANKS_MAX];
     uint32_t n_opening;
-} group;
+};
+
+/* Of the calling thread. On the heap: a library that is loaded late finds little room for what
+ * threads have of their own. */
+static pthread_key_t group_key;
+static pthread_once_t group_once = PTHREAD_ONCE_INIT;
+
+static void make_group_key(void)
+{
+    pthread_key_create(&group_key, free);
+}
+
+static struct group *group_of_thread(void)
+{
+    pthread_once(&group_once, make_group_key);
+    struct group *g = pthread_getspecific(group_key);
+    if (!g) {
+        g = calloc(1, sizeof *g);
+        sl_assert(g);
+        pthread_setspecific(group_key, g);
+    }
+    return g;
+}
+#define group (*group_of_thread())
 
 /* ---- small things ---- */
 
