@@ -9,9 +9,6 @@
  * before the abort. Beyond it: operations that do not match are reported. */
 #include "emu/nccl_op.h"
 
-#include <sluice/base/err.h>
-
-#include <pthread.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -21,8 +18,10 @@ enum { GROUP_MAX = 1024 };
 
 static struct ncclComm *comms;
 
+/* What a thread has asked for since ncclGroupStart; on the heap, since a plug-in's share of a
+ * thread's own memory is small. */
 struct group {
-    uint32_t depth, n;
+    uint32_t depth, n, n_opening;
     bool failed;
     struct {
         struct ncclComm *comm;
@@ -30,31 +29,8 @@ struct group {
         struct transfer t;
     } of[GROUP_MAX];
     struct ncclComm *opening[NCCL_RANKS_MAX];
-    uint32_t n_opening;
 };
-
-/* Of the calling thread. On the heap: a library that is loaded late finds little room for what
- * threads have of their own. */
-static pthread_key_t group_key;
-static pthread_once_t group_once = PTHREAD_ONCE_INIT;
-
-static void make_group_key(void)
-{
-    pthread_key_create(&group_key, free);
-}
-
-static struct group *group_of_thread(void)
-{
-    pthread_once(&group_once, make_group_key);
-    struct group *g = pthread_getspecific(group_key);
-    if (!g) {
-        g = calloc(1, sizeof *g);
-        sl_assert(g);
-        pthread_setspecific(group_key, g);
-    }
-    return g;
-}
-#define group (*group_of_thread())
+static __thread struct group *group;
 
 /* ---- small things ---- */
 
@@ -82,20 +58,40 @@ static ncclResult_t result_of_fault(cudaError_t error)
     return value >= 0 ? (ncclResult_t)value : ncclUnhandledCudaError;
 }
 
-/* Begins a call, with the lock: false, it returns *result. */
-static bool begin(struct call *c, enum call_id id, ncclResult_t *result)
+/* Lock held. A thread's group is there while one of its calls is, or until its ncclGroupEnd. */
+static bool group_open(void)
 {
-    *result = ncclSuccess;
-    if (call_begin_light(c, id))
-        return true;
-    *result = result_of_fault(c->error);
-    return false;
+    if (!group)
+        group = calloc(1, sizeof *group);
+    return group;
+}
+
+static void group_close(void)
+{
+    free(group);
+    group = NULL;
 }
 
 static ncclResult_t end(struct call *c, ncclResult_t result)
 {
+    if (group && !group->depth)
+        group_close();
     call_end(c, cudaSuccess);
     return result;
+}
+
+/* Begins a call, with the lock: false, it returns *result. */
+static bool begin(struct call *c, enum call_id id, ncclResult_t *result)
+{
+    *result = ncclSuccess;
+    if (!call_begin_light(c, id)) {
+        *result = result_of_fault(c->error);
+        return false;
+    }
+    if (group_open())
+        return true;
+    *result = end(c, ncclSystemError);
+    return false;
 }
 
 static size_t size_of(ncclDataType_t type)
@@ -186,14 +182,14 @@ static struct nccl_op *gather(struct ncclComm *c, uint32_t first)
     if (!op)
         return NULL;
     op->comm = c;
-    op->transfers = calloc(group.n, sizeof *op->transfers);
-    op->copies = calloc(group.n, sizeof *op->copies);
-    op->name = nccl_kind_name(group.of[first].t.kind);
-    for (uint32_t i = first; op->transfers && i < group.n; i++) {
-        if (group.of[i].comm != c)
+    op->transfers = calloc(group->n, sizeof *op->transfers);
+    op->copies = calloc(group->n, sizeof *op->copies);
+    op->name = nccl_kind_name(group->of[first].t.kind);
+    for (uint32_t i = first; op->transfers && i < group->n; i++) {
+        if (group->of[i].comm != c)
             continue;
-        group.of[i].comm = NULL;
-        op->transfers[op->n_transfers++] = group.of[i].t;
+        group->of[i].comm = NULL;
+        op->transfers[op->n_transfers++] = group->of[i].t;
     }
     if (op->transfers && op->copies)
         return op;
@@ -227,18 +223,18 @@ static bool pair_own(struct nccl_op *op)
 
 static ncclResult_t launch_one(struct call *call, uint32_t first)
 {
-    struct ncclComm *c = group.of[first].comm;
-    struct CUstream_st *s = stream_of(c->device, group.of[first].stream);
+    struct ncclComm *c = group->of[first].comm;
+    struct CUstream_st *s = stream_of(c->device, group->of[first].stream);
     ncclResult_t r = check_comm(c);
-    for (uint32_t i = first; i < group.n && !r; i++)
-        if (group.of[i].comm == c && group.of[i].stream != group.of[first].stream)
+    for (uint32_t i = first; i < group->n && !r; i++)
+        if (group->of[i].comm == c && group->of[i].stream != group->of[first].stream)
             r = nccl_fail(c, ncclInvalidUsage, "the emulator knows no group over several streams");
     if (!r && (!s || s->device != c->device))
         r = nccl_fail(c, ncclInvalidUsage, "the stream is not of the communicator's device");
     if (r) {
-        for (uint32_t i = first; i < group.n; i++)
-            if (group.of[i].comm == c)
-                group.of[i].comm = NULL;
+        for (uint32_t i = first; i < group->n; i++)
+            if (group->of[i].comm == c)
+                group->of[i].comm = NULL;
         return r;
     }
     struct nccl_op *op = gather(c, first);
@@ -258,11 +254,11 @@ static ncclResult_t launch_one(struct call *call, uint32_t first)
 static ncclResult_t launch_group(struct call *call)
 {
     ncclResult_t all = ncclSuccess;
-    for (uint32_t i = 0; i < group.n; i++) {
-        ncclResult_t r = group.of[i].comm ? launch_one(call, i) : ncclSuccess;
+    for (uint32_t i = 0; i < group->n; i++) {
+        ncclResult_t r = group->of[i].comm ? launch_one(call, i) : ncclSuccess;
         all = !all || (all == ncclInProgress && r) ? r : all;
     }
-    group.n = 0;
+    group->n = 0;
     return all;
 }
 
@@ -287,7 +283,7 @@ ncclResult_t ncclGroupStart(void)
     ncclResult_t r;
     if (!begin(&c, CALL_ncclGroupStart, &r))
         return r;
-    group.depth++;
+    group->depth++;
     return end(&c, ncclSuccess);
 }
 
@@ -296,20 +292,20 @@ ncclResult_t ncclGroupEnd(void)
     struct call c;
     ncclResult_t r;
     if (!begin(&c, CALL_ncclGroupEnd, &r)) {
-        group.depth = group.n = 0;
+        group_close();
         return r;
     }
-    if (!group.depth)
+    if (!group->depth)
         return end(&c, ncclInvalidUsage);
-    if (--group.depth)
+    if (--group->depth)
         return end(&c, ncclSuccess);
-    for (uint32_t i = 0; i < group.n_opening; i++)
-        wait_for_all(group.opening[i]);
-    group.n_opening = 0;
-    bool failed = group.failed;
-    group.failed = false;
+    for (uint32_t i = 0; i < group->n_opening; i++)
+        wait_for_all(group->opening[i]);
+    group->n_opening = 0;
+    bool failed = group->failed;
+    group->failed = false;
     if (failed)
-        group.n = 0;
+        group->n = 0;
     return end(&c, failed ? ncclInvalidArgument : launch_group(&c));
 }
 
@@ -317,11 +313,11 @@ ncclResult_t ncclGroupEnd(void)
 
 static ncclResult_t add(struct ncclComm *c, cudaStream_t s, struct transfer t)
 {
-    if (group.n == GROUP_MAX)
+    if (group->n == GROUP_MAX)
         return ncclInternalError;
-    group.of[group.n].comm = c;
-    group.of[group.n].stream = s;
-    group.of[group.n++].t = t;
+    group->of[group->n].comm = c;
+    group->of[group->n].stream = s;
+    group->of[group->n++].t = t;
     return ncclSuccess;
 }
 
@@ -329,10 +325,10 @@ static ncclResult_t add(struct ncclComm *c, cudaStream_t s, struct transfer t)
 static ncclResult_t close_call(struct call *c, ncclResult_t r)
 {
     if (r)
-        group.failed = group.depth > 0;
-    if (!group.depth && r)
-        group.n = 0;
-    if (group.depth || r)
+        group->failed = group->depth > 0;
+    if (!group->depth && r)
+        group->n = 0;
+    if (group->depth || r)
         return end(c, r);
     return end(c, launch_group(c));
 }
@@ -455,10 +451,10 @@ static ncclResult_t open_comm(struct call *call, ncclComm_t *out, int n_ranks,
     *out = c;
     if (!c->blocking)
         return ncclInProgress;
-    if (!group.depth)
+    if (!group->depth)
         return wait_for_all(c);
-    if (group.n_opening < NCCL_RANKS_MAX)
-        group.opening[group.n_opening++] = c;
+    if (group->n_opening < NCCL_RANKS_MAX)
+        group->opening[group->n_opening++] = c;
     return ncclSuccess;
 }
 
@@ -468,6 +464,8 @@ static ncclResult_t init(enum call_id id, ncclComm_t *comm, int n_ranks, const n
     struct call c;
     if (!call_begin(&c, id))
         return result_of_fault(c.error);
+    if (!group_open())
+        return end(&c, ncclSystemError);
     return end(&c, open_comm(&c, comm, n_ranks, name, rank, config));
 }
 
