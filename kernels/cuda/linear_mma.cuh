@@ -24,8 +24,10 @@ template <sl_dtype T, int MT, int NT, int P> struct stage_view {
     }
 };
 
+/* Of a stage, where rows and tiles past the end were not copied; their products are dropped. */
 template <class V> __device__ __forceinline__ V shared_at(const uint8_t *p)
 {
+    dev_unwritten_ok(p, sizeof(V));
     return *reinterpret_cast<const V *>(p);
 }
 

@@ -84,6 +84,9 @@ void *emu_shared_dynamic(void);
 /* The same memory for all threads of a block that call from one place (`key`). Poisoned. */
 void *emu_shared_static(const void *key, size_t bytes);
 
+/* The detector of races does not mind if nobody has written these bytes of shared memory. */
+void emu_unwritten_ok(const void *p, size_t n);
+
 void emu_copy_async(void *to, const void *from, uint32_t n, uint32_t n_zero, struct emu_site at);
 void emu_copy_commit(void);
 void emu_copy_wait(uint32_t n_left);

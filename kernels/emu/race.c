@@ -89,14 +89,15 @@ void emu_race_block(struct worker *w)
 {
     struct race *r = w->race;
     struct watched *b = &r->blocks[w->slot];
-    b->begun = b->barrier = ++r->now;
+    b->begun = ++r->now;
+    b->barrier = ++r->now;
     if (r->n_starts == r->starts_max) {
         r->starts_max = r->starts_max ? 2 * r->starts_max : 256;
         r->starts = realloc(r->starts, r->starts_max * sizeof *r->starts);
         if (!r->starts)
             abort();
     }
-    r->starts[r->n_starts++] = (struct start){r->now, w->slot, w->block};
+    r->starts[r->n_starts++] = (struct start){b->begun, w->slot, w->block};
 }
 
 void emu_race_barrier(struct worker *w)
@@ -333,6 +334,18 @@ static struct page *make_shared(void)
     return pages;
 }
 
+static struct page *shared_page(struct watched *b, size_t at)
+{
+    if (!b->shared)
+        b->shared = make_shared();
+    struct page *p = &b->shared[at / PAGE_BYTES];
+    if (p->since != b->begun) {
+        p->since = b->begun;
+        p->bytes = false;
+    }
+    return p;
+}
+
 static bool is_in_array(const struct worker *w, size_t at, size_t n)
 {
     if (at + n <= w->launch->smem)
@@ -352,16 +365,10 @@ static void access_shared(struct worker *w, struct access *a, size_t at, size_t 
                  a->write ? "write" : "read", n, at);
         emu_break_access(a->lane, pc, text);
     }
-    if (!b->shared)
-        b->shared = make_shared();
     a->since = b->begun;
     a->shared = true;
     while (n) {
-        struct page *p = &b->shared[at / PAGE_BYTES];
-        if (p->since != b->begun) {
-            p->since = b->begun;
-            p->bytes = false;
-        }
+        struct page *p = shared_page(b, at);
         size_t lo = at % PAGE_BYTES, hi = lo + n < PAGE_BYTES ? lo + n : PAGE_BYTES;
         a->at = at - lo;
         touch(a, p, (uint32_t)lo, (uint32_t)hi);
@@ -370,12 +377,27 @@ static void access_shared(struct worker *w, struct access *a, size_t at, size_t 
     }
 }
 
+void emu_unwritten_ok(const void *p, size_t n)
+{
+    struct worker *w = emu_worker;
+    size_t at = (size_t)((uintptr_t)p - (uintptr_t)w->smem);
+    if (!w->race || at >= SHARED_ROOM || n > SHARED_ROOM - at)
+        return;
+    struct watched *b = &w->race->blocks[w->slot];
+    for (size_t i = at; i < at + n; i++) {
+        struct page *page = shared_page(b, i);
+        uint64_t *rec = &page->cells[i % PAGE_BYTES / (page->bytes ? 1 : WORD)].write;
+        if (REC_TIME(*rec) < b->begun) /* as if written in front of everything */
+            *rec = rec_make(b->begun, 0, w->slot, 0, 0);
+    }
+}
+
 /* All of [p, p + n) in one allocation; sets what of the page is too. */
 static void check_region(struct access *a, struct page *page, const void *p, size_t n,
                          const void *pc)
 {
     uintptr_t lo, hi, at = (uintptr_t)p;
-    char text[192];
+    char text[256];
     const char *what = a->write ? "write" : "read";
     if (!emu_region_find(p, &lo, &hi) && !emu_data_find(p, pc, &lo, &hi)) {
         const char *freed = emu_region_freed(p);

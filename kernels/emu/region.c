@@ -7,11 +7,11 @@
 
 #include "emu/race.h"
 
-enum { FREED_MAX = 64 };
+enum { FREED_MAX = 64, NAME_MAX_BYTES = 128 };
 
 struct region {
     uintptr_t lo, hi;
-    char name[48];
+    char name[NAME_MAX_BYTES];
 };
 
 static pthread_rwlock_t lock = PTHREAD_RWLOCK_INITIALIZER;
@@ -84,7 +84,7 @@ bool emu_region_find(const void *p, uintptr_t *lo, uintptr_t *hi)
 
 const char *emu_region_freed(const void *p)
 {
-    static __thread char name[48];
+    static __thread char name[NAME_MAX_BYTES];
     bool found = false;
     pthread_rwlock_rdlock(&lock);
     for (size_t i = 0; i < FREED_MAX && i < n_freed && !found; i++) {

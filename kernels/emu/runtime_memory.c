@@ -117,6 +117,9 @@ bool memory_insert(struct memory *m)
     table[at] = m;
     n_table++;
     m->serial = ++rt.serial;
+    char text[160];
+    memory_describe(m, text, sizeof text);
+    emu_memory_add((const void *)m->base, m->bytes, text);
     return true;
 }
 
@@ -192,6 +195,7 @@ static void check_edges(const struct memory *m)
 
 static void unmap(struct memory *m)
 {
+    emu_memory_remove((const void *)m->base);
     if (m->kind == MEMORY_REGISTERED)
         return;
     if (m->kind != MEMORY_IPC)

@@ -129,6 +129,11 @@ static inline void dev_store_release(uint32_t *p, uint32_t v)
 {
     __atomic_store_n(p, v, __ATOMIC_RELEASE);
 }
+#ifdef EMU_WATCHED
+#define dev_unwritten_ok(p, n) emu_unwritten_ok(p, n)
+#else
+#define dev_unwritten_ok(p, n) ((void)0)
+#endif
 static inline void dev_pause() { emu_pause(); }
 static inline float dev_from_f16(uint16_t h) { return emu_from_f16(h); }
 static inline uint16_t dev_to_f16(float f) { return emu_to_f16(f); }

