@@ -139,8 +139,12 @@ void sl_engine_name_class(char name[SL_CLASS_NAME_MAX], const struct sl_engine_c
 /* engine.c: a command that must arrive: waits for room in the inbox. */
 void sl_engine_tell(struct sl_engine *e, enum cmd_kind kind, void *transfer);
 
-/* export.c: a row of the KV cache. */
+/* export.c: a row of the KV cache, in the backend's memory. */
 void *sl_engine_kv_row(const struct sl_engine *e, uint32_t page, uint32_t layer);
+static inline bool sl_engine_on_device(const struct sl_engine *e)
+{
+    return e->backend && e->backend->on_device;
+}
 
 /* engine.c: opens model and KV cache once more, for rank 0 of tp x pp; the old ones stay on
  * failure. */

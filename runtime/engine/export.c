@@ -1,9 +1,10 @@
 /* Pages on their way out: pinned by the engine's thread, read by another.
  *
  * The two threads share, under the export's lock, how far the pages are: [0, n_final) are
- * committed, of [n_final, n_pinned) the step in flight has computed n_layers layers. A pinned page
- * that is full is written by nobody, so its rows are read without the lock. An export has two
- * owners, its job and its reader; both let go on the engine's thread, the last one frees it. */
+ * committed, of [n_final, n_pinned) the step in flight has computed n_layers layers (where the host
+ * computes; of a device it knows when the step is over). A pinned page that is full is written by
+ * nobody, so its rows are read without the lock. An export has two owners, its job and its reader;
+ * both let go on the engine's thread, the last one frees it. */
 #include "engine.h"
 #include "transfer.h"
 
@@ -28,6 +29,7 @@ struct sl_export {
     enum sl_status status;
 
     /* the reader's */
+    void *copy;        /* of a row that a device has */
     uint16_t *n_sent;  /* [n_pages] rows handed out */
     uint32_t n_closed; /* pages handed out as final */
 };
@@ -56,6 +58,7 @@ static void export_free(struct sl_export *x)
     free(x->keys);
     free(x->pages);
     free(x->n_sent);
+    free(x->copy);
     free(x);
 }
 
@@ -163,13 +166,15 @@ static struct sl_export *export_new(struct sl_engine *e, uint32_t n_pages)
     x->keys = calloc(n_pages, sizeof *x->keys);
     x->pages = calloc(n_pages, sizeof *x->pages);
     x->n_sent = calloc(n_pages, sizeof *x->n_sent);
+    if (sl_engine_on_device(e))
+        x->copy = malloc(e->kv.page_bytes);
     pthread_mutex_init(&x->lock, NULL);
     pthread_condattr_t attr;
     pthread_condattr_init(&attr);
     pthread_condattr_setclock(&attr, CLOCK_MONOTONIC);
     pthread_cond_init(&x->more, &attr);
     pthread_condattr_destroy(&attr);
-    if (x->keys && x->pages && x->n_sent)
+    if (x->keys && x->pages && x->n_sent && (x->copy || !sl_engine_on_device(e)))
         return x;
     export_free(x);
     return NULL;
@@ -261,6 +266,18 @@ static bool next_unit(struct sl_export *x, struct sl_export_unit *out)
     return true;
 }
 
+/* A device's rows are handed out as copies, outside the lock: nobody writes them. */
+static void copy_row(struct sl_export *x, struct sl_export_unit *out)
+{
+    struct sl_backend *b = x->e->backend;
+    struct sl_err err;
+    enum sl_status s = b->ops->page_out(b, x->copy, out->row, x->e->kv.page_bytes, &err);
+    if (s)
+        *out = (struct sl_export_unit){.kind = SL_EXPORT_END, .status = s};
+    else
+        out->row = x->copy;
+}
+
 void sl_export_next(struct sl_export *x, uint32_t wait_ms, struct sl_export_unit *out)
 {
     struct timespec until;
@@ -272,4 +289,6 @@ void sl_export_next(struct sl_export *x, uint32_t wait_ms, struct sl_export_unit
     while (!next_unit(x, out) && pthread_cond_timedwait(&x->more, &x->lock, &until) == 0)
         continue;
     pthread_mutex_unlock(&x->lock);
+    if (x->copy && out->kind == SL_EXPORT_ROW)
+        copy_row(x, out);
 }

@@ -17,6 +17,9 @@ struct sl_import {
     uint8_t (*keys)[32]; /* [n_pages] */
     uint32_t *tokens;    /* [n_pages, page_size] */
     uint32_t n_complete; /* of the range, set at close */
+    void *copy;          /* a row on its way to a device, and where it goes; NULL: none is */
+    void *to;
+    bool failed;
 
     pthread_mutex_t lock;
     pthread_cond_t answered;
@@ -33,6 +36,7 @@ static void import_free(struct sl_import *im)
     free(im->keys);
     free(im->tokens);
     free(im->pages);
+    free(im->copy);
     free(im);
 }
 
@@ -78,13 +82,15 @@ static struct sl_import *import_new(struct sl_engine *e, const uint8_t salt[32],
     im->keys = calloc(n_pages, sizeof *im->keys);
     im->tokens = calloc(n_tokens, sizeof *im->tokens);
     im->pages = calloc(n_pages, sizeof *im->pages);
+    if (sl_engine_on_device(e))
+        im->copy = malloc(e->kv.page_bytes);
     pthread_mutex_init(&im->lock, NULL);
     pthread_condattr_t attr;
     pthread_condattr_init(&attr);
     pthread_condattr_setclock(&attr, CLOCK_MONOTONIC);
     pthread_cond_init(&im->answered, &attr);
     pthread_condattr_destroy(&attr);
-    if (!im->keys || !im->tokens || !im->pages ||
+    if (!im->keys || !im->tokens || !im->pages || (sl_engine_on_device(e) && !im->copy) ||
         !sl_prefix_keys(e->info.page_size, salt, tokens, n_pages, im->keys)) {
         import_free(im);
         return NULL;
@@ -147,14 +153,31 @@ const uint8_t (*sl_import_keys(const struct sl_import *im))[32]
     return (const uint8_t(*)[32])im->keys;
 }
 
-void *sl_import_row(const struct sl_import *im, uint32_t page, uint32_t layer)
+/* The row that was filled last, to the device. */
+static void send_row(struct sl_import *im)
+{
+    struct sl_backend *b = im->e->backend;
+    struct sl_err err;
+    if (im->to && b->ops->page_in(b, im->to, im->copy, im->e->kv.page_bytes, &err))
+        im->failed = true;
+    im->to = NULL;
+}
+
+void *sl_import_row(struct sl_import *im, uint32_t page, uint32_t layer)
 {
     sl_assert(page >= im->first && page - im->first < im->n_reserved);
-    return sl_engine_kv_row(im->e, im->pages[page - im->first], layer);
+    void *row = sl_engine_kv_row(im->e, im->pages[page - im->first], layer);
+    if (!im->copy)
+        return row;
+    send_row(im);
+    im->to = row;
+    return im->copy;
 }
 
 void sl_import_close(struct sl_import *im, uint32_t n_complete)
 {
-    im->n_complete = n_complete;
+    if (im->copy)
+        send_row(im);
+    im->n_complete = im->failed ? 0 : n_complete;
     sl_engine_tell(im->e, CMD_IMPORT_CLOSE, im);
 }

@@ -39,7 +39,7 @@ void sl_export_skip(struct sl_export *x, uint32_t first);
 
 enum sl_export_kind {
     SL_EXPORT_WAIT, /* nothing new within the time */
-    SL_EXPORT_ROW,  /* `row` of page and layer, valid until close; layers of a page ascend */
+    SL_EXPORT_ROW,  /* `row` of page and layer, valid until the next call; layers ascend */
     SL_EXPORT_PAGE, /* all rows of the page were handed out and are final */
     SL_EXPORT_END   /* every page was, or `status` says why no more will come */
 };
@@ -64,8 +64,8 @@ uint32_t sl_import_first(const struct sl_import *im);
  * else has them until then. Pages [first, returned) may be filled; there was no room for more. */
 uint32_t sl_import_reserve(struct sl_import *im, uint32_t wait_ms);
 const uint8_t (*sl_import_keys(const struct sl_import *im))[32]; /* [n_pages] */
-/* Where the row of a page in that range goes. */
-void *sl_import_row(const struct sl_import *im, uint32_t page, uint32_t layer);
+/* Where the row of a page in that range goes; it is filled before the next call. */
+void *sl_import_row(struct sl_import *im, uint32_t page, uint32_t layer);
 /* The first n_complete pages from `first` on are right and enter the prefix index before any request
  * that is submitted after this call; the others are given back. */
 void sl_import_close(struct sl_import *im, uint32_t n_complete);
