@@ -36,7 +36,7 @@ struct peer {
     struct peer_rank *ranks; /* [n_ranks] as last told; none for a worker of one process */
     uint32_t n_ranks;
     uint64_t load_ns; /* when it came */
-    bool has_feed; /* of KV events */
+    bool has_feed;    /* of KV events */
     struct sl_kv_feed feed;
 };
 
@@ -45,6 +45,7 @@ struct child {
     pid_t pid;           /* 0: not running */
     uint64_t restart_ns; /* when to start it again */
     uint32_t n_failures; /* in a row, without having registered */
+    bool registered;     /* since it was started */
 };
 
 /* One choice of one request. */
@@ -60,10 +61,10 @@ struct stream {
     uint32_t n_probs, probs_alloc;
     struct sl_detok detok;
     struct sl_stop stop;
-    struct sl_chain chain;        /* after n_delivered tokens; starts with the first output */
-    struct sl_str class_name;     /* of the worker that gave it; empty before */
+    struct sl_chain chain;    /* after n_delivered tokens; starts with the first output */
+    struct sl_str class_name; /* of the worker that gave it; empty before */
     uint64_t class_hash;
-    struct sl_event_choice shown; /* to be replayed silently; n_tokens 0: nothing (left) */
+    struct sl_event_choice shown;       /* to be replayed silently; n_tokens 0: nothing (left) */
     enum { LIVE, ENDING, ENDED } state; /* ENDING: the worker is done, delivery is not */
     uint32_t end;                       /* the worker's word: 1 stop, 2 length */
 };
@@ -81,7 +82,7 @@ struct gen {
     struct stream *streams; /* [params.n] */
     uint32_t n_live;        /* streams not ENDED */
     struct gen_usage usage;
-    uint32_t hops; /* routers before this one */
+    uint32_t hops;                                            /* routers before this one */
     void (*on_tokens)(void *ctx, const struct sl_msg_out *o); /* a relay's; NULL: text is made */
     bool paused, dead, has_first;
 };
@@ -100,7 +101,7 @@ struct node {
     struct sl_timer *tick;
     struct sl_signal *on_term, *on_int, *on_chld;
     struct sl_signal *on_hup; /* with keys only */
-    struct sl_buf ipc; /* the local endpoint */
+    struct sl_buf ipc;        /* the local endpoint */
 
     struct sl_members *members; /* decides; `peers` is what there is to show of each */
     struct sl_list peers;

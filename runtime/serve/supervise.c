@@ -37,10 +37,11 @@ static enum sl_status spawn_child(struct node *n, struct child *c, struct sl_err
         argv[k++] = ranks.data;
     }
     argv[k] = NULL;
+    c->registered = false;
 
-    enum sl_status s =
-        ranks.failed ? sl_fail(err, SL_NO_MEMORY, "no memory for a worker's arguments")
-                     : spawn_program(cfg->exe, argv, cfg->env, &c->pid, err);
+    enum sl_status s = ranks.failed
+                           ? sl_fail(err, SL_NO_MEMORY, "no memory for a worker's arguments")
+                           : spawn_program(cfg->exe, argv, cfg->env, &c->pid, err);
     sl_buf_free(&ranks);
     return s;
 }
@@ -59,8 +60,10 @@ enum sl_status node_children_start(struct node *n, struct sl_err *err)
 void node_child_registered(struct node *n, pid_t pid)
 {
     for (uint32_t i = 0; n->children && i < n->cfg->n_workers; i++)
-        if (n->children[i].pid == pid)
+        if (n->children[i].pid == pid) {
             n->children[i].n_failures = 0;
+            n->children[i].registered = true;
+        }
 }
 
 static void child_ended(struct node *n, struct child *c, int wstatus)
@@ -80,7 +83,8 @@ static void child_ended(struct node *n, struct child *c, int wstatus)
     else
         sl_log(SL_LOG_WARN, "worker %ld exited with code %d", (long)pid, code);
     c->n_failures++;
-    if ((spawn_exit_is_final(code) && !p) || c->n_failures > FAILURES_MAX) {
+    /* One that has served may have said its BYE before: its device failed, another start may do. */
+    if ((spawn_exit_is_final(code) && !p && !c->registered) || c->n_failures > FAILURES_MAX) {
         struct sl_err err;
         sl_fail(&err, spawn_exit_status(code), "worker exited with code %d", code);
         node_stop(n, err.status, &err);

@@ -241,12 +241,12 @@ class Router(Server):
 class Worker:
     """`sluice worker` for one or more routers."""
 
-    def __init__(self, *routers, args=(), model=TINY, prefix=()):
+    def __init__(self, *routers, args=(), model=TINY, prefix=(), env=None):
         self.log = tempfile.NamedTemporaryFile("w+", prefix="sluice-e2e-", suffix=".log", delete=False)
         self.proc = subprocess.Popen(
             [*prefix, BIN, "worker", model, "--threads", "1", "--connect", ",".join(r.bus for r in routers),
              *map(str, args)], stdin=subprocess.DEVNULL, stdout=self.log, stderr=self.log,
-            start_new_session=True)
+            start_new_session=True, env=dict(os.environ, **(env or {})))
 
     @property
     def pid(self):

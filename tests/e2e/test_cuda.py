@@ -1,0 +1,134 @@
+"""The CUDA backend on emulated devices, through the program: answers are the CPU's token for token, on one
+device and on two, under several orders of scheduling; a device that fails ends its worker with code 5 and
+costs no stream a token; whichever call of the CUDA runtime fails, the program says so or answers right."""
+import glob
+import os
+import tempfile
+import unittest
+
+from harness import TINY, Router, Server, Worker, in_parallel, read_stream, run, until_true, wait_until
+
+EMU = ("--backend", "cuda-emu", "--max-num-seqs", "8", "--max-model-len", "512")
+CPU = ("--backend", "cpu", "--max-num-seqs", "8", "--max-model-len", "512")
+TEXT = "/v1/completions"
+KINDS = [{"temperature": 0, "logprobs": 2}, {"temperature": 0.9, "top_p": 0.9, "logprobs": 3},
+         {"repetition_penalty": 1.3, "presence_penalty": 0.5, "logprobs": 1}, {"n": 2, "logprobs": 0}]
+
+
+def request(i, max_tokens=12):
+    return dict(KINDS[i % len(KINDS)], prompt=f"Stream {i} begins. " * (1 + 7 * (i % 3)), max_tokens=max_tokens,
+                ignore_eos=True, seed=100 + i)
+
+
+def answers(server, n, **kw):
+    return in_parallel([lambda i=i: read_stream(server, TEXT, request(i, **kw)).result() for i in range(n)])
+
+
+class Cuda(unittest.TestCase):
+    @classmethod
+    def setUpClass(cls):
+        with Server(*CPU, model=TINY) as s:
+            cls.want = answers(s, 8)
+            cls.want_long = answers(s, 4, max_tokens=100)
+
+    def test_complete(self):
+        flags = ("--prompt", "hello world", "--max-tokens", "6", "--temperature", "0")
+        want = run("complete", TINY, *CPU, *flags)
+        for seed in "0", "1", "2", "3", "4":
+            self.assertEqual(run("complete", TINY, *EMU, *flags, env={"SLUICE_CUDA_EMU_SEED": seed}), want)
+
+    def test_serve(self):
+        """Twice, so that pages come from the prefix cache too."""
+        for seed in "3", "4":
+            with Server(*EMU, model=TINY, env={"SLUICE_CUDA_EMU_SEED": seed}) as s:
+                self.assertEqual(answers(s, 8), self.want)
+                self.assertEqual(answers(s, 8), self.want)
+
+    def test_figures(self):
+        with Server(*EMU, model=TINY) as s:
+            answers(s, 2)
+            wait_until("launches are told", lambda: s.workers()[0]["kernels"].get("ops", 0) > 0)
+            w = s.workers()[0]
+            self.assertEqual(w["isa"], "emulated")
+            self.assertTrue(w["class"].startswith("cuda-emu/"), w["class"])
+            self.assertGreater(w["weight_bytes"], 0)
+
+    def test_failed_device_hands_its_streams_over(self):
+        """The router's other worker goes on exactly where the device stopped."""
+        def attempt():
+            fault = {"SLUICE_CUDA_EMU_FAULT": "cudaGraphLaunch:20:cudaErrorECCUncorrectable:late"}
+            router = Router()
+            workers = [Worker(router, args=EMU, env=fault), Worker(router, args=EMU)]
+            try:
+                router.wait_ready()
+                wait_until("2 workers", lambda: len(router.workers()) == 2)
+                self.assertEqual(answers(router, 4, max_tokens=100), self.want_long)
+                code = workers[0].proc.poll()
+                if code is None:  # it got too little to do
+                    return False
+                self.assertEqual(code, 5)
+                return True
+            finally:
+                for w in workers:
+                    w.kill()
+                router.kill()
+        until_true("a device failed", attempt)
+
+    def test_serve_starts_again(self):
+        """A device that fails every 16 steps: streams go on in the next process, without a second worker."""
+        fault = {"SLUICE_CUDA_EMU_FAULT": "cudaGraphLaunch:16:cudaErrorIllegalAddress"}
+        with Server(*EMU, model=TINY, env=fault) as s:
+            pids = {s.workers()[0]["pid"]}
+            self.assertEqual(answers(s, 4, max_tokens=100), self.want_long)
+            wait_until("a worker", s.workers)
+            self.assertNotIn(s.workers()[0]["pid"], pids)
+
+    def test_two_devices(self):
+        two = {"SLUICE_CUDA_EMU_DEVICES": "2"}
+        with Server(*EMU, "--tensor-parallel-size", "2", model=TINY, env=two) as s:
+            self.assertEqual(answers(s, 8), self.want)
+        with Server(*EMU, "--pipeline-parallel-size", "2", model=TINY, env=two) as s:
+            self.assertEqual(answers(s, 8), self.want)
+
+
+class Faults(unittest.TestCase):
+    """Each call that the program makes to the CUDA runtime fails once, at its first, second, middle and last
+    time: at once, for want of memory, or late."""
+    FLAGS = ("--prompt", "hello world", "--max-tokens", "4", "--temperature", "0", "--max-num-seqs", "4",
+             "--max-model-len", "64", "--backend", "cuda-emu")
+    ERRORS = ("cudaErrorMemoryAllocation", "cudaErrorECCUncorrectable", "cudaErrorLaunchFailure:late")
+
+    def complete(self, **env):
+        return run("complete", TINY, *self.FLAGS, env={f"SLUICE_CUDA_EMU_{k}": v for k, v in env.items()})
+
+    def calls(self):
+        with tempfile.TemporaryDirectory() as d:
+            self.complete(COUNTS=os.path.join(d, "counts"))
+            with open(glob.glob(os.path.join(d, "counts*"))[0]) as f:
+                rows = [line.split() for line in f]
+        return {r[0]: int(r[1]) for r in rows if len(r) == 2 and r[1].isdigit() and int(r[1])}
+
+    def test_every_call(self):
+        want = self.complete()
+        self.assertEqual(want[0], 0, want)
+        calls, failed = self.calls(), 0
+        self.assertGreater(len(calls), 15)
+        for name, n in calls.items():
+            for i, k in enumerate(sorted({1, 2, n // 2, n} - {0})):
+                if k > n:
+                    continue
+                fault = f"{name}:{k}:{self.ERRORS[(i + len(name)) % 3]}"
+                with self.subTest(fault):
+                    rc, out, err = self.complete(FAULT=fault, SEED=str(k % 5))
+                    failed += rc != 0
+                    if rc:
+                        self.assertEqual(rc, 5, err)
+                        self.assertIn("sluice: ", err)
+                        self.assertEqual(out.strip(), want[1].strip()[:len(out.strip())])
+                    else:
+                        self.assertEqual(out, want[1])
+        self.assertGreater(failed, 20)
+
+
+if __name__ == "__main__":
+    unittest.main()
