@@ -45,22 +45,24 @@ __device__ __forceinline__ void dev_copy4(void *to, const void *from, uint32_t n
     asm volatile("cp.async.ca.shared.global [%0], [%1], 4, %2;\n" ::"r"(at), "l"(from), "r"(n)
                  : "memory");
 }
-/* The same 16 bytes where `wanted`, without a branch; _near keeps them in L1: for what other warps
- * of the multiprocessor read as well. */
-__device__ __forceinline__ void dev_copy16_if(bool wanted, void *to, const void *from)
+/* The same where `wanted`, without a branch; _near keeps the bytes in L1: for what other warps of
+ * the multiprocessor read as well. */
+__device__ __forceinline__ void dev_copy16_if(bool wanted, void *to, const void *from,
+                                              uint32_t n = 16)
 {
     uint32_t at = (uint32_t)__cvta_generic_to_shared(to);
-    asm volatile("{.reg .pred p; setp.ne.u32 p, %2, 0;\n"
-                 "@p cp.async.cg.shared.global [%0], [%1], 16;}\n" ::"r"(at),
-                 "l"(from), "r"((uint32_t)wanted)
+    asm volatile("{.reg .pred p; setp.ne.u32 p, %3, 0;\n"
+                 "@p cp.async.cg.shared.global [%0], [%1], 16, %2;}\n" ::"r"(at),
+                 "l"(from), "r"(n), "r"((uint32_t)wanted)
                  : "memory");
 }
-__device__ __forceinline__ void dev_copy16_near_if(bool wanted, void *to, const void *from)
+__device__ __forceinline__ void dev_copy16_near_if(bool wanted, void *to, const void *from,
+                                                   uint32_t n = 16)
 {
     uint32_t at = (uint32_t)__cvta_generic_to_shared(to);
-    asm volatile("{.reg .pred p; setp.ne.u32 p, %2, 0;\n"
-                 "@p cp.async.ca.shared.global [%0], [%1], 16;}\n" ::"r"(at),
-                 "l"(from), "r"((uint32_t)wanted)
+    asm volatile("{.reg .pred p; setp.ne.u32 p, %3, 0;\n"
+                 "@p cp.async.ca.shared.global [%0], [%1], 16, %2;}\n" ::"r"(at),
+                 "l"(from), "r"(n), "r"((uint32_t)wanted)
                  : "memory");
 }
 __device__ __forceinline__ void dev_copy_commit()

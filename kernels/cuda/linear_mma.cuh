@@ -8,10 +8,12 @@
 namespace {
 
 /* A stage as a lane sees it: what it reads of the first pair of the warp's first tile of weights and
- * of the first tile of activations; quants and scales. `cols` rows of activations exist. */
+ * of the first tile of activations; quants and scales. `cols` rows of activations exist; with one
+ * tile only those were copied, and the lane's row may not be among them. */
 template <sl_dtype T, int MT, int NT, int P> struct stage_view {
     const uint8_t *w, *w_scales, *x, *x_scales;
     uint32_t cols;
+    bool exists;
     static constexpr uint32_t w_step = P * tile_pair_bytes(T), x_step = P * tile_act_bytes(T);
 
     static __device__ __forceinline__ uint32_t w_at(int m, uint32_t pair)
@@ -57,9 +59,11 @@ __device__ __forceinline__ void load_weights(const uint8_t *pair, uint32_t r0[4]
     r1[0] = v.x, r1[1] = v.y, r1[2] = v.z, r1[3] = v.w;
 }
 
-__device__ __forceinline__ void load_acts(const uint8_t *pair, uint32_t r0[2], uint32_t r1[2])
+/* exists: the lane's row; others were not copied. */
+__device__ __forceinline__ void load_acts(const uint8_t *pair, bool exists, uint32_t r0[2],
+                                          uint32_t r1[2])
 {
-    uint4 v = shared_at<uint4>(pair);
+    uint4 v = exists ? shared_at<uint4>(pair) : make_uint4(0, 0, 0, 0);
     r0[0] = v.x, r0[1] = v.y;
     r1[0] = v.z, r1[1] = v.w;
 }
@@ -78,9 +82,10 @@ __device__ __forceinline__ void load_weight_block(const uint8_t *pair, uint32_t 
     r[0] = v.x, r[1] = v.y, r[2] = v.z, r[3] = v.w;
 }
 
-__device__ __forceinline__ void load_act_block(const uint8_t *pair, uint32_t block, uint32_t r[2])
+__device__ __forceinline__ void load_act_block(const uint8_t *pair, bool exists, uint32_t block,
+                                               uint32_t r[2])
 {
-    uint2 v = shared_at<uint2>(pair + block * 8);
+    uint2 v = exists ? shared_at<uint2>(pair + block * 8) : make_uint2(0, 0);
     r[0] = v.x, r[1] = v.y;
 }
 
@@ -166,7 +171,7 @@ __device__ __forceinline__ void quant_stage(chain<MT, NT> *c, const stage_view<T
         }
         UNROLL
         for (int n = 0; n < NT; n++)
-            load_acts(v.x + v.x_at(n, p), rb[2 * p][n], rb[2 * p + 1][n]);
+            load_acts(v.x + v.x_at(n, p), v.exists, rb[2 * p][n], rb[2 * p + 1][n]);
     }
     UNROLL
     for (int first = 0; first < 2 * P; first += U) {
@@ -199,7 +204,7 @@ __device__ __forceinline__ void quant_block(chain<MT, NT> *c, const stage_view<T
     }
     UNROLL
     for (int n = 0; n < NT; n++)
-        load_act_block(v.x + v.x_at(n, p), b, rb[0][n]);
+        load_act_block(v.x + v.x_at(n, p), v.exists, b, rb[0][n]);
     dev_mma_s8_tiles(isum, ra, rb, MAGIC_BITS<T>, v.cols);
     if (has_columns<NT>(c->lane, v.cols))
         add_block(c, v, d, m,
@@ -220,7 +225,7 @@ __device__ __forceinline__ void half_stage(chain<MT, NT> *c, const stage_view<T,
             load_weights<T>(v.w + v.w_at(m, p), ra[0][m], ra[1][m]);
         UNROLL
         for (int n = 0; n < NT; n++)
-            load_acts(v.x + v.x_at(n, p), rb[0][n], rb[1][n]);
+            load_acts(v.x + v.x_at(n, p), v.exists, rb[0][n], rb[1][n]);
         UNROLL
         for (int u = 0; u < 2; u++)
             dev_mma_16_tiles<T == SL_BF16>(c->acc, ra[u], rb[u], v.cols);
@@ -238,7 +243,7 @@ __device__ __forceinline__ void half_block(chain<MT, NT> *c, const stage_view<T,
         load_weight_block<T>(v.w + v.w_at(m, block / 2), block % 2, ra[m]);
     UNROLL
     for (int n = 0; n < NT; n++) {
-        load_act_block(v.x + v.x_at(n, block / 2), block % 2, rb[n]);
+        load_act_block(v.x + v.x_at(n, block / 2), v.exists, block % 2, rb[n]);
         UNROLL
         for (uint32_t i = 0; i < 2; i++) {
             uint32_t k = c->lane % 4 * 2 + i * 8;

@@ -91,7 +91,7 @@ template <sl_dtype T, int MT, int NT, int P> struct source {
     using K = tiles<T, MT, NT, P>;
     const uint8_t *w, *x; /* the lane's first piece of the next stage */
     size_t w_tile, x_tile;
-    uint32_t n_tiles; /* of weights, at most MT */
+    uint32_t n_tiles; /* of weights, at most MT; zeros for others, as for rows past the last tile */
     uint32_t left;    /* pairs */
     uint32_t used;    /* NT 1: rounds in which the lane's piece of activations is of use */
 
@@ -122,8 +122,8 @@ template <sl_dtype T, int MT, int NT, int P> struct source {
         for (uint32_t m = 0; m < MT; m++)
             UNROLL
             for (uint32_t r = 0; r < K::w_rounds; r++)
-                dev_copy16_if(m < n_tiles && lane + r * 32 < w_end,
-                              to + m * K::view::w_step + r * 512, w + m * w_tile + r * 512);
+                dev_copy16_if(lane + r * 32 < w_end, to + m * K::view::w_step + r * 512,
+                              w + m * w_tile + r * 512, m < n_tiles ? 16 : 0);
         to = stage + wn * MT * K::view::w_step + lane * 16;
         if (NT == 1) {
             UNROLL
@@ -131,11 +131,12 @@ template <sl_dtype T, int MT, int NT, int P> struct source {
                 dev_copy16_near_if((used >> r & 1) && lane + r * 32 < x_end, to + r * 512,
                                    x + r * 512);
         } else {
-            for (uint32_t t = at.wn; t < NT && t * TILE_TOK < at.cols; t += wn)
+            for (uint32_t t = at.wn; t < NT; t += wn)
                 UNROLL
                 for (uint32_t r = 0; r < K::x_rounds; r++)
                     dev_copy16_near_if(lane + r * 32 < x_end, to + t * K::view::x_step + r * 512,
-                                       x + t * x_tile + r * 512);
+                                       x + t * x_tile + r * 512,
+                                       t * TILE_TOK < at.cols ? 16 : 0);
         }
         dev_copy_commit();
         left -= n;
@@ -294,7 +295,8 @@ __global__ void __launch_bounds__(WARPS_MAX * 32, 1)
             const stage_view<T, MT, NT, P> v = {w + tile_lane_at(at.lane, 0),
                                                 w + tile_lane_scale_at(T, at.lane),
                                                 x + tile_lane_at(at.lane, 0),
-                                                x + tile_lane_act_scale_at(at.lane, 0, 0), at.cols};
+                                                x + tile_lane_act_scale_at(at.lane, 0, 0),
+                                                at.cols, NT > 1 || at.lane / 4 < at.cols};
             run_stage(&c, &walk, v, pair * 2 * tile_block(T));
         }
         before = now;

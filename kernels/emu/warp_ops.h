@@ -48,10 +48,11 @@ static inline void emu_copy(emu_site at, void *to, const void *from, uint32_t n 
 {
     emu_copy_async(to, from, n, N - n, at);
 }
-static inline void emu_copy_if(emu_site at, bool wanted, void *to, const void *from)
+static inline void emu_copy_if(emu_site at, bool wanted, void *to, const void *from,
+                               uint32_t n = 16)
 {
     if (wanted)
-        emu_copy_async(to, from, 16, 0, at);
+        emu_copy_async(to, from, n, 16 - n, at);
 }
 #define dev_copy16_if(...)      emu_copy_if(EMU_HERE, __VA_ARGS__)
 #define dev_copy16_near_if(...) emu_copy_if(EMU_HERE, __VA_ARGS__)

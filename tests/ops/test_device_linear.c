@@ -9,6 +9,12 @@ struct shape {
 };
 #define FINE 0x8000u
 
+#ifdef DEVICE_WATCHED
+#define STEP 3 /* of the row counts, every third */
+#else
+#define STEP 1
+#endif
+
 static const struct shape shapes[] = {
     {1, 32, 0},    {7, 64, 32},    {16, 96, 0},    {17, 160, 32},   {33, 576, 64},
     {40, 1536, 0}, {100, 672, 96}, {64, 1120, 32}, {48, 2048, 128},
@@ -23,6 +29,17 @@ static struct sl_slices slices_of(struct shape s)
     for (uint32_t i = 0; i <= out.n; i++)
         out.border[i] = i * (s.k / out.n);
     return out;
+}
+
+/* Kernels that are watched may touch nothing but what is shown to the device. */
+static void show(const void *p, size_t bytes, const char *name)
+{
+    emu_memory_add(p, bytes, name);
+}
+static void hide(const void *p)
+{
+    if (p)
+        emu_memory_remove(p);
 }
 
 struct problem {
@@ -41,6 +58,7 @@ static void pack(struct problem *p, int fill)
     uint32_t cut = s.n / 3;
     p->packed = aligned_alloc(64, (bytes + 63) / 64 * 64);
     memset(p->packed, fill, bytes);
+    show(p->packed, bytes, "packed weights");
     assert_int_equal(
         cuda_pack(NULL, p->type, s.n, s.k, cut, s.n - cut, p->raw + cut * row, row, p->packed),
         cudaSuccess);
@@ -55,7 +73,9 @@ static struct problem make_problem(enum sl_dtype type, struct shape s, uint32_t 
     float *w = random_floats((size_t)s.n * s.k, 0.1f, seed);
     p.raw = malloc(sl_dtype_bytes(type, (size_t)s.n * s.k));
     sl_quantize_row(type, w, p.raw, (size_t)s.n * s.k);
+    show(p.raw, sl_dtype_bytes(type, (size_t)s.n * s.k), "weights");
     p.bias = random_floats(s.n, 1.0f, seed + 1);
+    show(p.bias, s.n * sizeof *p.bias, "bias");
     free(w);
     pack(&p, 0xff);
     return p;
@@ -63,6 +83,9 @@ static struct problem make_problem(enum sl_dtype type, struct shape s, uint32_t 
 
 static void free_problem(struct problem *p)
 {
+    hide(p->raw);
+    hide(p->packed);
+    hide(p->bias);
     free(p->raw);
     free(p->packed);
     free(p->bias);
@@ -73,15 +96,26 @@ struct call {
     bool bias, accumulate;
 };
 
+/* x has n_tok rows, the last one without the rest of its stride. */
 static void *quantized(const struct problem *p, const float *x, uint32_t x_stride, uint32_t n_tok)
 {
     size_t bytes = cuda_act_bytes(p->type, n_tok, p->shape.k);
     void *act = aligned_alloc(64, (bytes + 64) / 64 * 64);
     memset(act, 0xff, bytes);
-    if (p->type != SL_F32)
+    show(x, ((size_t)(n_tok - 1) * x_stride + p->shape.k) * sizeof *x, "x");
+    if (bytes)
+        show(act, bytes, "activations");
+    if (bytes)
         assert_int_equal(cuda_quantize(NULL, p->type, x, x_stride, n_tok, p->shape.k, act),
                          cudaSuccess);
     return act;
+}
+
+static void free_quantized(const float *x, void *act)
+{
+    hide(x);
+    hide(act);
+    free(act);
 }
 
 static struct cuda_weight weight_of(const struct problem *p)
@@ -94,18 +128,30 @@ static struct cuda_weight weight_of(const struct problem *p)
                                 .n_slices = p->slices.n};
 }
 
-static void run_cuda(const struct problem *p, const struct call *c, const float *x, float *y)
+static void launch(const struct problem *p, const struct call *c, const struct cuda_parts *parts,
+                   const float *x, float *y, size_t plane)
 {
     void *act = quantized(p, x, c->x_stride, c->n_tok);
+    struct cuda_weight w = weight_of(p);
+    show(w.border, (p->slices.n + 1) * sizeof *w.border, "borders");
+    show(parts->node, parts->n * sizeof *parts->node, "parts");
+    show(y, ((parts->n - 1) * plane + (size_t)c->n_tok * c->y_stride) * sizeof *y, "y");
+    assert_int_equal(cuda_linear(NULL, &w, x, c->x_stride, act, c->n_tok, parts,
+                                 c->bias ? p->bias : NULL, c->accumulate, y, c->y_stride, plane),
+                     cudaSuccess);
+    hide(w.border);
+    hide(parts->node);
+    hide(y);
+    free_quantized(x, act);
+}
+
+static void run_cuda(const struct problem *p, const struct call *c, const float *x, float *y)
+{
     struct sl_tree_node all = {0, p->slices.n};
     struct cuda_parts parts = {&all, 1};
-    struct cuda_weight w = weight_of(p);
     for (size_t i = 0; i < (size_t)c->n_tok * c->y_stride; i++)
         y[i] = 0.25f;
-    assert_int_equal(cuda_linear(NULL, &w, x, c->x_stride, act, c->n_tok, &parts,
-                                 c->bias ? p->bias : NULL, c->accumulate, y, c->y_stride, 0),
-                     cudaSuccess);
-    free(act);
+    launch(p, c, &parts, x, y, 0);
 }
 
 static void run_scalar(struct sl_backend *b, const struct problem *p, const struct call *c,
@@ -187,7 +233,7 @@ static void every_shape_gives_scalars_bits(void **state)
         for (size_t i = 0; i < sizeof shapes / sizeof *shapes; i++) {
             struct problem p = make_problem(types[t], shapes[i], (uint32_t)i + 1);
             uint32_t n = shapes[i].n, k = shapes[i].k;
-            for (size_t m = 0; m < N_TOKENS; m++) {
+            for (size_t m = i % STEP; m < N_TOKENS; m += STEP) {
                 struct call c = {tokens[m], k + 5, n + 1, (i + m) % 2 == 0, (i + m) % 3 == 0};
                 float *x = random_floats((size_t)c.n_tok * c.x_stride, 2.0f, (uint32_t)(i + m));
                 device_options.seed = (i + m + t) % 4 + 1;
@@ -257,17 +303,14 @@ static void parts_are_the_cpus(void **state)
                 scalar->ops->linear_partial(scalar, &w, x, k, m, want);
                 struct problem p = {types[t], {N, k, UNIT}, s, NULL, NULL, NULL};
                 p.packed = aligned_alloc(64, (cuda_pack_bytes(p.type, N, k) + 63) / 64 * 64);
+                show(p.packed, cuda_pack_bytes(p.type, N, k), "packed weights");
                 assert_int_equal(cuda_pack(NULL, p.type, N, k, 0, N, src.data, row, p.packed), 0);
-                void *act = quantized(&p, x, k, m);
-                struct cuda_weight cw = weight_of(&p);
+                struct call c = {m, k, N, false, false};
                 device_options.seed = (first + n) % 4 + 1;
-                assert_int_equal(cuda_linear(NULL, &cw, x, k, act, m, &parts, NULL, false, got, N,
-                                             (size_t)m * N),
-                                 cudaSuccess);
+                launch(&p, &c, &parts, x, got, (size_t)m * N);
                 assert_same_bits(got, want, all);
                 scalar->ops->weight_free(scalar, &w);
                 free_problem(&p);
-                free(act);
                 free(x);
                 free(want);
                 free(got);
@@ -306,6 +349,7 @@ static void packing_fills_the_buffer(void **state)
         size_t bytes = cuda_pack_bytes(types[t], 37, 96);
         uint8_t *first = malloc(bytes);
         memcpy(first, p.packed, bytes);
+        hide(p.packed);
         free(p.packed);
         pack(&p, 0x5a);
         assert_memory_equal(first, p.packed, bytes);
@@ -386,10 +430,16 @@ static void partial_sums_add_up_as_on_the_cpu(void **state)
             a[i] = b[i] = 0.5f;
         bool add = ranks % 3 == 0;
         device_options.seed = ranks % 4 + 1;
+        show(parts, (size_t)tree.n_parts * M * N * sizeof *parts, "parts");
+        show(bias, N * sizeof *bias, "bias");
+        show(b, sizeof b, "y");
         scalar->ops->tree_sum(scalar, &tree, parts, M, N, ranks % 2 ? bias : NULL, add, a, N + 3);
         assert_int_equal(
             cuda_tree_sum(NULL, &tree, parts, M, N, ranks % 2 ? bias : NULL, add, b, N + 3),
             cudaSuccess);
+        hide(parts);
+        hide(bias);
+        hide(b);
         assert_same_bits(a, b, (size_t)M * (N + 3));
         free(parts);
         free(bias);
