@@ -86,6 +86,39 @@ cudaError_t cuda_gather_rows(cudaStream_t s, const float *x, const uint32_t *row
 cudaError_t cuda_logit_stats(cudaStream_t s, const float *logits, uint32_t n_rows, uint32_t n,
                              float *max, uint32_t *argmax, float *log_sum);
 
+/* ---- sample.cu ---- */
+
+#define CUDA_TOP_K_MAX 1024
+/* The k largest logits of each row, largest first, ties by the lower index; NaN comes last.
+ * values, ids [n_rows, k]; k is at most n. */
+cudaError_t cuda_top_k(cudaStream_t s, const float *logits, uint32_t n_rows, uint32_t n, uint32_t k,
+                       float *values, uint32_t *ids);
+
+/* ---- moe.cu ---- */
+
+#define CUDA_EXPERTS_MAX 1024
+#define CUDA_EXPERTS_USED_MAX 32
+/* What a mixture of experts does with a batch. Entry t * n_used + j is token t's j-th expert. */
+struct cuda_moe {
+    uint32_t n_experts, n_used; /* n_used of n_experts serve a token */
+    bool of_used; /* gates are shares of the sum over the used experts, not over all */
+};
+/* The n_used experts of largest logit of each token, largest first, ties by the lower index, and
+ * their gates. p = exp(x - max) as in sl_exp_f32; all: gate = p / 16-lane sum of p over the experts;
+ * of_used: gate = p / sum of the used p in their order. NaN among a token's logits makes its gates
+ * NaN. logits [n_tok, n_experts]; experts, gates [n_tok, n_used] */
+cudaError_t cuda_moe_route(cudaStream_t s, const struct cuda_moe *m, const float *logits,
+                           uint32_t n_tok, uint32_t *experts, float *gates);
+/* Groups the entries by expert, in each by token: expert e has rows [start[e], start[e + 1]) of the
+ * grouped batch, row r is entry entry[r], and entry i lies in row row[i]. start [n_experts + 1];
+ * entry, row [n_tok * n_used]. Experts are below n_experts. */
+cudaError_t cuda_moe_group(cudaStream_t s, const struct cuda_moe *m, const uint32_t *experts,
+                           uint32_t n_tok, uint32_t *start, uint32_t *entry, uint32_t *row);
+/* out[t] = sum over j, ascending, of gates[t, j] * y[row of (t, j)]: fma from +0. y [entries, dim] */
+cudaError_t cuda_moe_combine(cudaStream_t s, const struct cuda_moe *m, const float *y,
+                             const float *gates, const uint32_t *row, uint32_t n_tok, uint32_t dim,
+                             float *out);
+
 /* ---- attention.cu ---- */
 
 #define CUDA_ATTN_SEGMENT 256 /* SL_ATTN_SEGMENT, whose header is C only */

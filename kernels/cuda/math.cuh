@@ -87,4 +87,13 @@ __device__ __forceinline__ float math_fold_max(float v)
     return v;
 }
 
+/* Keys that ascend as (value descending, index ascending): zeros of both signs are one value, NaN
+ * comes after all. No two elements of a row have the same key. */
+__device__ __forceinline__ uint64_t math_order_key(float v, uint32_t index)
+{
+    uint32_t u = __float_as_uint(v == 0.0f ? 0.0f : v);
+    uint32_t key = u & 0x80000000u ? u : 0x7fffffffu - u;
+    return (uint64_t)(v == v ? key : 0xffffffffu) << 32 | index;
+}
+
 #endif
