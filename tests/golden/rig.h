@@ -16,7 +16,8 @@
 #define RIG_PAGE 32u
 
 struct rig_config {
-    bool ref; /* the reference backend instead of the cpu one */
+    bool ref;                  /* the reference backend instead of the cpu one */
+    struct sl_backend *device; /* or this one, which the rig closes */
     enum sl_isa isa;
     uint32_t n_threads;
     uint32_t max_batch, max_pos, max_rows;
@@ -27,6 +28,9 @@ struct rig_config {
 
 struct rig {
     struct sl_backend *b;
+    struct sl_backend *host; /* for what tests compute from logits; b unless that is a device's */
+    float *logits;           /* [max_rows, n_vocab] of a device, else NULL */
+    size_t logits_bytes;
     struct sl_model *m;
     struct sl_kv kv;
     uint32_t *pages; /* of the sequence rig_run runs: all of them, last first */
@@ -45,7 +49,8 @@ static inline void rig_open(struct rig *r, const struct sl_gguf *g, const struct
     struct sl_err err = {0};
     *r = (struct rig){.max_batch = c->max_batch, .x = c->x};
     struct sl_cpu_config cpu = {.isa = c->isa, .n_threads = c->n_threads};
-    rig_must(c->ref ? sl_ref_open(&r->b, &err) : sl_cpu_open(&cpu, &r->b, &err), &err);
+    rig_must(c->ref ? sl_ref_open(&r->host, &err) : sl_cpu_open(&cpu, &r->host, &err), &err);
+    r->b = c->device ? c->device : r->host;
     struct sl_model_options o = {.shard = c->shard,
                                  .max_batch_tokens = c->max_batch,
                                  .max_positions = c->max_pos,
@@ -60,13 +65,22 @@ static inline void rig_open(struct rig *r, const struct sl_gguf *g, const struct
     for (uint32_t i = 0; i < n_pages; i++)
         r->pages[i] = n_pages - 1 - i;
     r->n_vocab = sl_model_config(r->m)->n_vocab;
+    if (r->b->on_device) {
+        r->logits_bytes = (size_t)c->max_rows * r->n_vocab * sizeof *r->logits;
+        r->logits = r->b->ops->alloc(r->b, r->logits_bytes);
+        assert_non_null(r->logits);
+    }
 }
 
 static inline void rig_close(struct rig *r)
 {
     sl_model_close(r->m);
     r->b->ops->kv_close(r->b, &r->kv);
-    r->b->ops->close(r->b);
+    if (r->logits)
+        r->b->ops->free(r->b, r->logits, r->logits_bytes);
+    if (r->b != r->host)
+        r->b->ops->close(r->b);
+    r->host->ops->close(r->host);
     free(r->pages);
 }
 
@@ -78,8 +92,11 @@ static inline enum sl_status rig_forward(struct rig *r, const struct sl_batch *b
                                  .tokens = tokens,
                                  .logit_rows = rows,
                                  .n_logit_rows = n_rows,
-                                 .logits = logits};
-    return sl_model_forward(r->m, &r->kv, &step, r->x, err);
+                                 .logits = r->logits ? r->logits : logits};
+    enum sl_status s = sl_model_forward(r->m, &r->kv, &step, r->x, err);
+    if (!s && r->logits && n_rows)
+        r->b->ops->read(r->b, logits, r->logits, (size_t)n_rows * r->n_vocab * sizeof *logits);
+    return s ? s : r->b->ops->finish(r->b, err);
 }
 
 /* Rows [from, from + n) of the sequence; logits of those at and after first_row go to `logits`,

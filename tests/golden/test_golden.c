@@ -5,6 +5,8 @@
 #include "rig.h"
 
 #include <sluice/base/json.h>
+#include <sluice/base/time.h>
+#include <sluice/kernels/cuda.h>
 
 #include <inttypes.h>
 #include <math.h>
@@ -20,6 +22,8 @@
 #define MARGIN_NATS         0.5 /* steps decided by more than this must all agree */
 #define LOGPROB_MEDIAN_MAX  0.03
 #define PERPLEXITY_DIFF_MAX 0.005
+
+sl_cuda_entry sl_cuda_plugin; /* linked in: the emulated one */
 
 #define EXIT_SKIPPED 77 /* as tests/golden/CMakeLists.txt tells ctest */
 
@@ -77,7 +81,7 @@ static void count_step(struct rig *r, const struct sl_json *step, const float *l
 {
     float max, log_sum;
     uint32_t best;
-    r->b->ops->logit_stats(r->b, logits, 1, r->n_vocab, &max, &best, &log_sum);
+    r->host->ops->logit_stats(r->host, logits, 1, r->n_vocab, &max, &best, &log_sum);
     const struct sl_json *top = sl_json_get(step, "top"), *lp = sl_json_get(step, "logprob");
     uint32_t want = (uint32_t)sl_json_int(sl_json_at(top, 0));
     double first = sl_json_real(sl_json_at(lp, 0)), second = sl_json_real(sl_json_at(lp, 1));
@@ -154,7 +158,7 @@ static double window_loss(struct rig *r, const uint32_t *tokens, uint32_t n, flo
         float max[64], log_sum[64];
         uint32_t best[64];
         rig_chunk(r, tokens, from, rows, from, logits);
-        r->b->ops->logit_stats(r->b, logits, rows, r->n_vocab, max, best, log_sum);
+        r->host->ops->logit_stats(r->host, logits, rows, r->n_vocab, max, best, log_sum);
         for (uint32_t i = 0; i < rows && from + i + 1 < n; i++) {
             double x = (double)logits[(size_t)i * r->n_vocab + tokens[from + i + 1]];
             loss -= x - (double)max[i] - (double)log_sum[i];
@@ -328,6 +332,67 @@ static void ranks_have_the_same_bits(void **state)
     sl_json_free(doc);
 }
 
+/* --- an emulated device --- */
+
+#define DEVICE_CASES  3u
+#define DEVICE_DECODE 8u /* steps of one row, which are slow there */
+
+static double seconds(void)
+{
+    return (double)sl_now_ns() / (double)SL_S_NS;
+}
+
+/* Rows [0, n) of a case as a prompt, then DEVICE_DECODE of them step by step: logits of the last
+ * ones. */
+static float *run_steps(struct rig *r, const uint32_t *tokens, uint32_t n, double *s_per_token)
+{
+    float *logits = calloc((size_t)(DEVICE_DECODE + 1) * r->n_vocab, sizeof *logits);
+    assert_non_null(logits);
+    rig_run(r, tokens, n, r->max_batch, n - 1, logits);
+    double start = seconds();
+    for (uint32_t i = 0; i < DEVICE_DECODE; i++)
+        rig_chunk(r, tokens, n + i, 1, n - 1, logits);
+    *s_per_token = (seconds() - start) / DEVICE_DECODE;
+    return logits;
+}
+
+/* Teacher-forced as above, and bit for bit what the CPU gives. */
+static void an_emulated_device_follows_the_reference(void **state)
+{
+    (void)state;
+    struct sl_json *doc = load_json("logits.json");
+    const struct sl_json *cases = sl_json_get(doc, "cases");
+    struct rig_config c = usual;
+    struct sl_cuda_config cuda = {0, 2};
+    struct rig dev, cpu;
+    struct sl_err err;
+    static double diffs[1024];
+    struct tally t = {.diffs = diffs};
+    rig_open(&cpu, model, &usual);
+    rig_must(sl_cuda_plugin()->open(&cuda, &c.device, &err), &err);
+    rig_open(&dev, model, &c);
+    for (size_t i = 0; i < DEVICE_CASES; i++)
+        run_case(&dev, sl_json_at(cases, i), &t);
+    assert_int_equal(t.n_clear_agree, t.n_clear);
+    assert_true((double)t.n_agree / t.n_steps >= TOP1_LEAST);
+
+    uint32_t n_prompt, n;
+    double cpu_s, dev_s;
+    uint32_t *tokens = case_tokens(sl_json_at(cases, 0), &n_prompt, &n);
+    float *want = run_steps(&cpu, tokens, n_prompt, &cpu_s);
+    float *got = run_steps(&dev, tokens, n_prompt, &dev_s);
+    assert_memory_equal(want, got, (size_t)(DEVICE_DECODE + 1) * cpu.n_vocab * sizeof *want);
+    print_message("%u steps, top-1 %u; margin over %.1f nats %u of %u; %u decoded, %.2f s each\n",
+                  t.n_steps, t.n_agree, MARGIN_NATS, t.n_clear_agree, t.n_clear, DEVICE_DECODE,
+                  dev_s);
+    free(want);
+    free(got);
+    free(tokens);
+    rig_close(&cpu);
+    rig_close(&dev);
+    sl_json_free(doc);
+}
+
 static void find_model(void)
 {
     const char *named = getenv("SLUICE_MODEL"), *cache = getenv("XDG_CACHE_HOME");
@@ -348,6 +413,7 @@ int main(void)
         cmocka_unit_test(perplexity_of_the_text),
         cmocka_unit_test(the_same_bits),
         cmocka_unit_test(ranks_have_the_same_bits),
+        cmocka_unit_test(an_emulated_device_follows_the_reference),
     };
     find_model();
     struct sl_err err = {0};
