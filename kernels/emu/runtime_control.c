@@ -230,13 +230,15 @@ static void from_env(const char *name, uint64_t *v)
 
 struct emu_config emu_config_default(void)
 {
-    uint64_t devices = 1, memory = DEFAULT_MEMORY, seed = 0, threads = 1;
+    uint64_t devices = 1, memory = DEFAULT_MEMORY, seed = 0, threads = 1, driver = 1;
     from_env("SLUICE_CUDA_EMU_DEVICES", &devices);
     from_env("SLUICE_CUDA_EMU_MEMORY", &memory);
     from_env("SLUICE_CUDA_EMU_SEED", &seed);
     from_env("SLUICE_CUDA_EMU_THREADS", &threads);
+    from_env("SLUICE_CUDA_EMU_DRIVER", &driver);
     return (struct emu_config){
         .n_devices = devices < EMU_DEVICES_MAX ? (uint32_t)devices : EMU_DEVICES_MAX,
+        .no_driver = !driver,
         .memory = (size_t)memory,
         .seed = seed,
         .n_threads = threads < 64 ? (uint32_t)threads : 64,

@@ -59,7 +59,7 @@ static void *exchange(void *arg)
     ncclComm_t comm = NULL;
     cudaStream_t s = NULL;
     float *mine = NULL, *all = NULL;
-    int error = cudaSetDevice((int)r->rank), peer = !r->rank, n = -1;
+    int error = (int)cudaSetDevice((int)r->rank), peer = !r->rank, n = -1;
     STEP(open_comm(r, &comm));
     STEP(ncclCommCount(comm, &n));
     STEP(n != RANKS);
@@ -209,6 +209,76 @@ static struct open open_both(uint64_t seed)
     ok((int)settle(o.comm[0]));
     ok((int)settle(o.comm[1]));
     return o;
+}
+
+static void an_init_is_in_progress_until_all_have_come(void **state)
+{
+    (void)state;
+    ncclUniqueId id;
+    ncclComm_t comm[RANKS];
+    ncclConfig_t config = NCCL_CONFIG_INITIALIZER;
+    ncclResult_t error;
+    fresh(0);
+    config.blocking = 0;
+    ok((int)ncclGetUniqueId(&id));
+    for (int i = 0; i < RANKS; i++) {
+        fails((int)ncclCommInitRankConfig(&comm[i], RANKS, id, i, &config), ncclInProgress);
+        ok((int)ncclCommGetAsyncError(comm[0], &error));
+        assert_int_equal(error, i ? ncclSuccess : ncclInProgress);
+    }
+    ok((int)ncclCommAbort(comm[0]));
+    ok((int)ncclCommAbort(comm[1]));
+}
+
+/* What a call that is in progress asked for is not on the stream yet. */
+static void work_in_progress_is_not_on_the_stream(void **state)
+{
+    (void)state;
+    int found = 0;
+    for (uint64_t seed = 1; seed < 30; seed++) {
+        struct open o = open_both(seed);
+        ok(cudaDeviceSynchronize());
+        ok(cudaSetDevice(0));
+        ok(cudaDeviceSynchronize());
+        ncclResult_t r = ncclRecv(o.p[0], N, ncclFloat, 1, o.comm[0], o.s[0]);
+        found += r == ncclInProgress;
+        fails(cudaStreamQuery(o.s[0]), r ? cudaSuccess : cudaErrorNotReady);
+        ok((int)settle(o.comm[0]));
+        fails(cudaStreamQuery(o.s[0]), cudaErrorNotReady);
+        ok((int)ncclCommAbort(o.comm[0]));
+        ok((int)ncclCommAbort(o.comm[1]));
+        assert_no_report();
+    }
+    assert_in_range(found, 1, 28);
+}
+
+/* Of one communicator, also on two streams: by their calls. */
+static void operations_keep_the_order_of_their_calls(void **state)
+{
+    (void)state;
+    for (uint64_t seed = 0; seed < 20; seed++) {
+        struct open o = open_both(seed);
+        cudaStream_t more[RANKS];
+        for (int i = 0; i < RANKS; i++) {
+            ok(cudaSetDevice(i));
+            ok(cudaDeviceSynchronize());
+            ok(cudaStreamCreateWithFlags(&more[i], cudaStreamNonBlocking));
+        }
+        for (int k = 0; k < 6; k++) {
+            size_t n = (size_t)(N / 6 - k);
+            float *from = o.p[0] + k * (N / 6), *to = o.p[1] + k * (N / 6);
+            ok(after(o.comm[0],
+                     ncclSend(from, n, ncclFloat, 1, o.comm[0], k % 2 ? more[0] : o.s[0])));
+            ok(after(o.comm[1],
+                     ncclRecv(to, n, ncclFloat, 0, o.comm[1], k % 3 ? more[1] : o.s[1])));
+        }
+        for (int i = 0; i < RANKS; i++) {
+            ok(cudaSetDevice(i));
+            ok(cudaDeviceSynchronize());
+            ok((int)ncclCommDestroy(o.comm[i]));
+        }
+        assert_no_report();
+    }
 }
 
 static void an_abort_ends_what_waits_for_a_peer(void **state)
@@ -401,6 +471,9 @@ int main(int argc, char **argv)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(ranks_as_threads),
         cmocka_unit_test(ranks_as_processes),
+        cmocka_unit_test(an_init_is_in_progress_until_all_have_come),
+        cmocka_unit_test(work_in_progress_is_not_on_the_stream),
+        cmocka_unit_test(operations_keep_the_order_of_their_calls),
         cmocka_unit_test(an_abort_ends_what_waits_for_a_peer),
         cmocka_unit_test(a_dead_peer_is_a_remote_error),
         cmocka_unit_test(what_does_not_match_is_reported),

@@ -99,21 +99,48 @@ static void an_event_orders_two_streams(void **state)
 static void the_legacy_stream_waits_for_others_and_they_for_it(void **state)
 {
     (void)state;
-    EACH_SEED(seed)
-    {
-        float *p, out = 5;
+    for (uint64_t seed = 0; seed < 40; seed++) {
+        float *p, out[2] = {5, 5}, one = 1;
         cudaStream_t s, t;
-        ok(cudaMalloc((void **)&p, sizeof *p));
+        fresh(seed);
+        ok(cudaMalloc((void **)&p, 2 * sizeof *p));
         ok(cudaStreamCreate(&s));
         ok(cudaStreamCreate(&t));
-        ok(cudaMemsetAsync(p, 1, sizeof *p, s));
-        ok(cudaMemset(p, 0, sizeof *p)); /* after s */
-        ok(launch_add(t, p, p, 1, 1));   /* after the legacy stream */
-        ok(cudaMemcpy(&out, p, sizeof out, cudaMemcpyDeviceToHost));
-        assert_true(out == 0);
+        ok(cudaMemsetAsync(p, 1, 2 * sizeof *p, s));
+        ok(cudaMemset(p, 0, 2 * sizeof *p)); /* after s */
+        ok(cudaMemcpy(p, &one, sizeof one, cudaMemcpyHostToDevice));
+        ok(launch_add(t, p, p, 1, 2)); /* after the legacy stream */
+        ok(cudaMemcpy(out, p, sizeof out, cudaMemcpyDeviceToHost));
+        assert_true(out[0] == 2 && out[1] == 0);
         ok(cudaStreamDestroy(s));
         ok(cudaStreamDestroy(t));
         ok(cudaFree(p));
+        assert_no_report();
+    }
+}
+
+/* Pageable memory: the call has taken a source with it, and has waited for a destination. */
+static void pageable_memory_is_the_callers_again_after_the_call(void **state)
+{
+    (void)state;
+    static float here[N], big[40000];
+    for (uint64_t seed = 0; seed < 20; seed++) {
+        fresh(seed);
+        struct buffers b = open_buffers();
+        float *large;
+        ok(cudaMalloc((void **)&large, sizeof big));
+        for (int i = 0; i < N; i++)
+            here[i] = big[i] = (float)i;
+        ok(cudaMemcpyAsync(b.x, here, bytes, cudaMemcpyHostToDevice, b.s));
+        ok(cudaMemcpyAsync(large, big, sizeof big, cudaMemcpyHostToDevice, b.s));
+        memset(here, 0, bytes);
+        memset(big, 0, sizeof big);
+        ok(cudaMemcpyAsync(here, b.x, bytes, cudaMemcpyDeviceToHost, b.s));
+        assert_true(here[N - 1] == N - 1);
+        ok(cudaMemcpyAsync(here, large, bytes, cudaMemcpyDeviceToHost, b.s));
+        assert_true(here[N - 1] == N - 1);
+        ok(cudaFree(large));
+        close_buffers(&b);
         assert_no_report();
     }
 }
@@ -359,6 +386,7 @@ int main(void)
         cmocka_unit_test(a_result_is_late_under_even_seeds),
         cmocka_unit_test(an_event_orders_two_streams),
         cmocka_unit_test(the_legacy_stream_waits_for_others_and_they_for_it),
+        cmocka_unit_test(pageable_memory_is_the_callers_again_after_the_call),
         cmocka_unit_test(queries_come_true),
         cmocka_unit_test(host_functions_run_in_order),
         cmocka_unit_test(rows_of_a_pitch_are_copied),

@@ -99,6 +99,29 @@ static void a_graph_does_what_was_captured_as_often_as_launched(void **state)
     assert_int_equal(fresh(0), 0);
 }
 
+/* Launches of one graph follow each other, whatever their streams. */
+static void launches_of_one_graph_do_not_overlap(void **state)
+{
+    (void)state;
+    for (uint64_t seed = 0; seed < 20; seed++) {
+        struct setup t = set_up(seed);
+        cudaGraph_t g = capture(&t, 2, cudaStreamCaptureModeGlobal);
+        cudaGraphExec_t x;
+        ok(cudaGraphInstantiate(&x, g, 0));
+        ok(cudaGraphDestroy(g));
+        for (int i = 0; i < N; i++)
+            t.host[i] = 1;
+        ok(cudaGraphLaunch(x, t.s));
+        ok(cudaGraphLaunch(x, t.side));
+        ok(cudaGraphLaunch(x, t.s));
+        ok(cudaDeviceSynchronize());
+        assert_true(t.host[N - 1] == 27);
+        ok(cudaGraphExecDestroy(x));
+        tear_down(&t);
+        assert_no_report();
+    }
+}
+
 static void an_update_changes_parameters_and_nothing_else(void **state)
 {
     (void)state;
@@ -302,6 +325,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(a_graph_does_what_was_captured_as_often_as_launched),
+        cmocka_unit_test(launches_of_one_graph_do_not_overlap),
         cmocka_unit_test(an_update_changes_parameters_and_nothing_else),
         cmocka_unit_test(capturing_runs_nothing),
         cmocka_unit_test(what_may_not_be_captured_spoils_the_capture),
