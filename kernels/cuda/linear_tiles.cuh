@@ -368,18 +368,22 @@ cudaError_t run(const linear_call &l, const char *name, uint32_t wn, uint32_t ws
                       dim3(s.wn * s.ws * 32), K::shared_bytes(s), l.stream, l.a, s);
 }
 
-/* The shape that suits the number of rows; it does not show in the result. */
+/* The shape that suits the number of rows; it does not show in the result. As many warps side by
+ * side as leave a block for each of a large device's multiprocessors; the others take slices. */
 template <sl_dtype T> cudaError_t run_type(const linear_call &l, const char *few, const char *many)
 {
-    uint32_t n_tok = l.a.n_tok, tiles32 = tile_ceil(l.a.n, 32);
+    constexpr uint32_t PROCESSORS = 128;
+    uint32_t n_tok = l.a.n_tok;
     if (n_tok <= 8)
         return run<T, 1, 1, 2>(l, few, 1, WARPS_MAX);
-    uint32_t wn = tiles32 >= 512 ? 4 : tiles32 >= 128 ? 2 : 1;
+    uint32_t tiles = tile_ceil(l.a.n, 2 * TILE_OUT) * tile_ceil(n_tok, 64), wn = 4;
+    while (wn > 1 && tiles / wn < PROCESSORS)
+        wn /= 2;
     if (n_tok <= 16)
         return run<T, 2, 2, 1>(l, few, wn, WARPS_MAX / wn);
     if (n_tok <= 32)
-        return run<T, 2, 4, 1>(l, few, wn, WARPS_MAX / wn / 2);
-    return run<T, 2, 8, 1>(l, many, 4, 1);
+        return run<T, 2, 4, 1>(l, few, wn, WARPS_MAX / wn);
+    return run<T, 2, 8, 1>(l, many, wn, 4 / wn);
 }
 
 } // namespace
