@@ -5,7 +5,7 @@ import signal
 import threading
 import unittest
 
-from harness import Router, Worker, free_port, in_parallel, wait_until
+from harness import Router, Worker, free_port, in_parallel, show, wait_until
 
 N_REQUESTS = 24
 SHARED = "You are a careful clerk. Read the list and answer in one line. " * 6
@@ -63,9 +63,9 @@ class Cluster:
     def __enter__(self):
         return self
 
-    def __exit__(self, kind, *_):
+    def __exit__(self, kind, error, *_):
         if kind:
-            print(self.router.text())
+            show(error, self.router, *self.workers, n_lines=20)
         for w in self.workers:
             w.kill() if kind or w.proc.poll() is not None else w.stop()
         self.router.kill() if kind else self.router.stop()

@@ -7,7 +7,7 @@ import tempfile
 import threading
 import unittest
 
-from harness import Answer, Router, Worker, read_stream, run, until_true, wait_until
+from harness import Answer, Router, Worker, check_streams, read_stream, run, show, until_true, wait_until
 from test_failover import TEXT, metric, request, run_streams
 
 N = 16
@@ -55,18 +55,12 @@ class Federation:
     def __enter__(self):
         return self
 
-    def __exit__(self, kind, *_):
-        for s in self.sites:
-            if kind:
-                print(s.router.text())
-                s.kill()
-            else:
-                s.close()
+    def __exit__(self, kind, error, *_):
         if kind:
-            print(self.top.text())
-            self.top.kill()
-        else:
-            self.top.stop()
+            show(error, self.top, *(s.router for s in self.sites), n_lines=20)
+        for s in self.sites:
+            s.kill() if kind else s.close()
+        self.top.kill() if kind else self.top.stop()
 
 
 class Sites(unittest.TestCase):
@@ -81,8 +75,7 @@ class Sites(unittest.TestCase):
         router.stop()
 
     def check(self, answers, want=None):
-        exact = sum(a.result() == w.result() for a, w in zip(answers, want or self.want))
-        self.assertEqual(exact, len(answers))
+        check_streams(answers, want or self.want)
 
     def test_answers_and_figures(self):
         with Federation(("north", 1), ("south", 2), args=("--site-weights", "south=2")) as f:
