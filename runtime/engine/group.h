@@ -32,6 +32,13 @@ struct group {
     uint64_t n_steps;           /* follower: computed */
     uint64_t comm_bytes_before; /* of communicators that are closed */
 
+    /* Of a group that has fewer ranks than at first: those that it waits for. */
+    uint32_t full_tp, full_pp;
+    uint64_t full_hash;
+    struct sl_comm_lobby *lobby; /* NULL: nobody is looked for at present */
+    uint64_t look_ns, wait_ns;   /* when to look again; how long from a loss of ranks on */
+    uint64_t grown_ns;           /* when it was last full again; 0: never */
+
     _Atomic bool stop_joining; /* set by the closing thread */
     pthread_mutex_t lock;
     struct sl_engine_group state;
@@ -47,8 +54,15 @@ void sl_group_close(struct group *g);
 enum sl_status sl_group_join(struct group *g, uint32_t wait_ms, struct sl_err *err);
 /* Leaves the collective after a failure: forming from now on. */
 void sl_group_lost(struct group *g, const struct sl_err *why);
-/* Rank 0, while forming: fewer ranks than before. */
+/* The same on purpose: nobody is to blame. */
+void sl_group_part(struct group *g);
+/* Rank 0: other ranks than before; it is forming then. */
 void sl_group_resize(struct group *g, uint32_t tp, uint32_t pp, uint64_t kv_room, uint64_t hash);
+/* Rank 0 of a shrunk group, between steps: whether all ranks of the full one are there again and
+ * wait. Cheap; looks a few times a second. Nobody listens to them any more after true. */
+bool sl_group_is_full_again(struct group *g, uint64_t now_ns);
+/* Rank 0: the next look is in a while, longer each time that the full group did not last. */
+void sl_group_look_later(struct group *g, uint64_t now_ns);
 void sl_group_end(struct group *g, enum sl_status status, const struct sl_err *why);
 /* From any thread: whatever waits in the communicator fails. */
 void sl_group_break(struct group *g);

@@ -129,10 +129,29 @@ void sl_lead_shrink(struct sl_engine *e, uint32_t tp, uint32_t pp)
     uint32_t was_tp = g->tp, was_pp = g->pp;
     if (g->comm || tp * pp >= g->n_ranks)
         return; /* it came together meanwhile */
-    if (sl_engine_reopen(e, tp, pp, &err))
+    if (sl_engine_reopen(e, tp, pp, &err)) {
         sl_log(SL_LOG_ERROR, "no smaller group: %s", err.msg);
-    else
-        sl_log(SL_LOG_WARN, "group shrinks from %u x %u to %u x %u ranks", was_tp, was_pp, tp, pp);
+        return;
+    }
+    sl_log(SL_LOG_WARN, "group shrinks from %u x %u to %u x %u ranks", was_tp, was_pp, tp, pp);
+    sl_group_look_later(g, sl_now_ns());
+}
+
+/* The lost ranks are back and wait: streams pause until the full group has formed. */
+static void grow(struct sl_engine *e)
+{
+    struct sl_err err;
+    struct group *g = e->group;
+    uint32_t was_tp = g->tp, was_pp = g->pp;
+    sl_group_part(g); /* loading takes a while; routers are told meanwhile */
+    sl_sched_forget_kv(e->sched);
+    if (!sl_engine_reopen(e, g->full_tp, g->full_pp, &err)) {
+        sl_log(SL_LOG_WARN, "group grows from %u x %u to %u x %u ranks", was_tp, was_pp, g->tp,
+               g->pp);
+        return;
+    }
+    sl_log(SL_LOG_ERROR, "no larger group: %s", err.msg);
+    sl_group_look_later(g, sl_now_ns());
 }
 
 void sl_lead_idle(struct sl_engine *e)
@@ -146,6 +165,8 @@ bool sl_lead_ready(struct sl_engine *e)
 {
     struct group *g = e->group;
     struct sl_err err;
+    if (g->comm && sl_group_is_full_again(g, sl_now_ns()))
+        grow(e);
     if (g->comm)
         return true;
     if (g->state.state == SL_GROUP_ENDED || atomic_load(&e->stopping))
