@@ -167,7 +167,7 @@ class Disagg(unittest.TestCase):
 
     def test_decode_worker_dies(self):
         """Its streams go on at the other one, with pages of the prefill worker or without."""
-        slow = ("decode", "--inject", "engine.slow=1@20")
+        slow = ("decode", "--inject", "engine.slow=1@60")  # long enough to be seen at work
         with Cluster(("prefill",), slow, slow) as c:
             victim = c.workers[1]
             self.act_while(c, victim, lambda p: p["running"] > 2, victim.kill, "a decode worker dies")

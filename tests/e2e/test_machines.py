@@ -14,7 +14,7 @@ from nets import Net, Tap, own_network
 
 own_network()
 
-from harness import Router, Server, Worker, run, until_true, wait_until  # noqa: E402
+from harness import Router, Server, Worker, run, show, until_true, wait_until  # noqa: E402
 from test_ranks import SLOW, answer, answers, body, layout, make_model, pids  # noqa: E402
 
 HERE, THERE = "10.91.0.1", "10.91.0.2"
@@ -76,9 +76,9 @@ class Cluster:
     def __enter__(self):
         return self
 
-    def __exit__(self, kind, *_):
+    def __exit__(self, kind, error, *_):
         if kind:
-            print(self.router.text(), self.log(0), self.log(1), sep="\n---\n")
+            show(error, self.router, *self.ranks, n_lines=20)
             for r in self.ranks:
                 r.kill()
             self.router.kill()

@@ -53,8 +53,12 @@ class World:
         binds = ",".join(f"tcp://10.90.{k}.1:{PORT}" for k in range(3))
         self.top = Router("--curve-dir", f"{keys}/hub", bus=binds)
         self.sites = [Site(k, net.inside(k), keys, port) for k in range(3)]
-        self.top.wait_ready()
-        self.wait(NAMES)
+        try:
+            self.top.wait_ready()
+            self.wait(NAMES, 60)
+        except BaseException as e:
+            self.__exit__(type(e), e)
+            raise
 
     def names(self):
         return {p["site"] for p in self.top.ps() if p["role"] == "site"}
