@@ -13,6 +13,7 @@ import time
 BIN = os.environ["SL_BIN"]
 TINY = os.environ["SL_TINY_MODEL"]
 SLOW = float(os.environ.get("SL_SLOW", "1"))  # sanitised builds are slower
+PATIENT = ("--shutdown-timeout", 600)  # for drains that must cut nothing, however slow the machine is
 
 
 def default_model():

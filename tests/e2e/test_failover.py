@@ -6,8 +6,8 @@ import signal
 import threading
 import unittest
 
-from harness import (Answer, Refused, Router, Worker, check_streams, in_parallel, read_stream, show, until_true,
-                     wait_until)
+from harness import (PATIENT, Answer, Refused, Router, Worker, check_streams, in_parallel, read_stream, show,
+                     until_true, wait_until)
 
 N_STREAMS = int(os.environ.get("SL_STREAMS", "64"))
 N_ROLLING = int(os.environ.get("SL_ROLLING", "300"))
@@ -180,7 +180,7 @@ class Failover(unittest.TestCase):
         until_true("prompts moved", attempt)
 
     def test_drained_worker_cuts_nothing(self):
-        with Cluster(2) as c:
+        with Cluster(2, worker_args=PATIENT) as c:
             leaver = c.workers.pop(0)
             self.check(run_streams(c.router, N_STREAMS, lambda: leaver.signal(signal.SIGTERM)))
             self.assertEqual(leaver.proc.wait(), 0)  # a second SIGTERM would stop it at once
@@ -248,7 +248,7 @@ class Failover(unittest.TestCase):
         """Every worker is replaced by a new one under load: no request fails, every answer is right."""
         n_clients = 8
         want = [self.want[i].result() for i in range(n_clients)]
-        with Cluster(2) as c:
+        with Cluster(2, worker_args=PATIENT) as c:
             left = [N_ROLLING]
             done, lock = [], threading.Lock()
 

@@ -11,7 +11,7 @@ import tempfile
 import threading
 import unittest
 
-from harness import BIN, SLOW, Server, default_model, in_parallel, run, wait_until
+from harness import BIN, PATIENT, SLOW, Server, default_model, in_parallel, run, wait_until
 
 ROUNDS = int(os.environ.get("SL_ROUNDS", "4"))
 TOOL = os.environ["SL_TINY_TOOL"]
@@ -247,7 +247,7 @@ class Ranks(unittest.TestCase):
 
     def test_group_signal_drains(self):
         """A SIGTERM to the whole process group cuts no stream, and leaves nobody behind."""
-        s = Server(*layout(2, 1), "--threads", 1, model=self.model)
+        s = Server(*layout(2, 1), *PATIENT, "--threads", 1, model=self.model)
         first, got = threading.Event(), []
 
         def stream():

@@ -9,7 +9,7 @@ import socket
 import unittest
 
 import openai
-from harness import SLOW, Server, default_model, in_parallel, wait_until
+from harness import PATIENT, SLOW, Server, default_model, in_parallel, wait_until
 
 N_STREAMS = int(os.environ.get("SL_STREAMS", "64"))
 N_KILLED = int(os.environ.get("SL_KILLED", "100"))
@@ -105,7 +105,7 @@ class Streams(unittest.TestCase):
                        victim not in [w["pid"] for w in s.workers()])
 
     def test_drain_cuts_no_stream(self):
-        s = Server(model=self.model)
+        s = Server(*PATIENT, model=self.model)
         try:
             def stream():
                 n = 0
