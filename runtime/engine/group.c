@@ -211,6 +211,7 @@ void sl_group_resize(struct group *g, uint32_t tp, uint32_t pp, uint64_t kv_room
     g->state.kv_room_bytes = kv_room;
     g->config_hash = hash;
     memset(g->ranks, 0, sizeof g->ranks);
+    memset(g->kv, 0, sizeof g->kv);
     for (uint32_t i = 0; i < g->n_ranks; i++)
         g->ranks[i].rank = i;
     pthread_mutex_unlock(&g->lock);
@@ -276,5 +277,6 @@ void sl_group_close(struct group *g)
     free(g->host);
     free(g->curve_dir);
     free(g->body);
+    free(g->charter);
     free(g);
 }

@@ -9,11 +9,33 @@
 #include <pthread.h>
 #include <sluice/base/limits.h>
 #include <sluice/engine/engine.h>
+#include <sluice/engine/transfer.h>
 #include <sluice/model/exchange.h>
 #include <sluice/transport/comm.h>
 #include <stdatomic.h>
 
 _Static_assert(SL_LIMIT_ranks == SL_COMM_RANKS_MAX, "one limit");
+
+/* Of a follower's transfers: where it serves its part, figures, and those that have ended. */
+struct wire_kv {
+    uint64_t bytes_sent, n_bad;
+    char address[SL_KV_ADDRESS_MAX];
+};
+enum { WIRE_ENDED_MAX = 8 };
+struct wire_ended {
+    uint64_t id;
+    uint32_t n_complete, zero; /* pages of an import */
+};
+
+/* What a follower tells of itself; fixed size, as struct sl_engine_rank. */
+struct wire_status {
+    uint32_t rank, pid, n_threads, reserved;
+    uint64_t weight_bytes, kv_bytes, comm_bytes, n_steps, n_op_calls;
+    char isa[16];
+    struct wire_kv kv;
+    uint32_t n_ended, zero;
+    struct wire_ended ended[WIRE_ENDED_MAX];
+};
 
 struct group {
     uint32_t rank, n_ranks, tp, pp;
@@ -30,6 +52,9 @@ struct group {
     size_t body_max;
     uint64_t status_ns;         /* rank 0: when the ranks were last asked for their figures */
     uint64_t n_steps;           /* follower: computed */
+    uint64_t done_step;         /* rank 0: the last that ended well */
+    uint8_t *charter;           /* rank 0's, [n_charter] */
+    uint32_t n_charter;
     uint64_t comm_bytes_before; /* of communicators that are closed */
 
     /* Of a group that has fewer ranks than at first: those that it waits for. */
@@ -43,6 +68,7 @@ struct group {
     pthread_mutex_t lock;
     struct sl_engine_group state;
     struct sl_engine_rank ranks[SL_LIMIT_ranks];
+    struct wire_kv kv[SL_LIMIT_ranks]; /* what ranks say of their transfers; own: to be said */
 };
 
 /* group.c. `hash` covers what must be equal on all ranks. */
@@ -72,12 +98,5 @@ bool sl_group_is_loss(enum sl_status status);
 
 /* exchange.c: the model's exchange over the group's communicators. */
 void sl_exchange_bind(struct group *g);
-
-/* What a follower tells of itself; fixed size, as struct sl_engine_rank. */
-struct wire_status {
-    uint32_t rank, pid, n_threads, reserved;
-    uint64_t weight_bytes, kv_bytes, comm_bytes, n_steps, n_op_calls;
-    char isa[16];
-};
 
 #endif

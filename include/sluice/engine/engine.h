@@ -55,6 +55,8 @@ struct sl_engine_config {
     const char *weights_sha256;   /* hex, part of the class; NULL: "unknown" */
     const uint32_t *stop_ids;     /* the tokenizer's end ids; copied */
     uint32_t n_stop_ids;
+    const void *charter;          /* rank 0: for the owners of the other ranks; copied */
+    uint32_t n_charter;
     void (*progress)(void *ctx, uint64_t done_bytes, uint64_t total_bytes);
     void *progress_ctx;
 };
