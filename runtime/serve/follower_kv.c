@@ -47,21 +47,36 @@ static void say(struct worker *w)
     sl_engine_kv_say(w->engine, w->kv.server ? sl_bulk_server_address(w->kv.server) : "", &f);
 }
 
+/* A child of rank 0 is on its machine; any other rank faces it by its own address. */
+static const char *host_of(const struct worker *w, const struct kv_charter *c, char room[64])
+{
+    const struct sl_engine_place *place = &w->cfg->engine.place;
+    if (w->cfg->kv_host)
+        return w->cfg->kv_host;
+    if (w->cfg->supervisor_pid)
+        return c->host[0] ? c->host : NULL;
+    if (place->host)
+        return place->host;
+    return sl_bulk_local_address(place->rendezvous, room, NULL) == SL_OK ? room : NULL;
+}
+
 static void charter(struct worker *w, const struct sl_order *o)
 {
     struct worker_kv *k = &w->kv;
     struct kv_charter c;
     struct sl_err err;
-    const char *host = w->cfg->kv_host ? w->cfg->kv_host : w->cfg->engine.place.host;
+    char room[64];
     if (o->n_note != sizeof c || !k->fetched)
         return;
     memcpy(&c, o->note, sizeof c);
+    c.host[sizeof c.host - 1] = '\0';
     if (k->server && !memcmp(c.key, k->key, sizeof c.key))
         return; /* the same rank 0 as before */
     sl_bulk_server_close(k->server);
     k->server = NULL;
     memcpy(k->key, c.key, sizeof k->key);
-    if (c.via && worker_kv_serve(w, c.via & (SL_BULK_SHM | SL_BULK_TCP), host, false, &err))
+    if (c.via &&
+        worker_kv_serve(w, c.via & (SL_BULK_SHM | SL_BULK_TCP), host_of(w, &c, room), false, &err))
         sl_log(SL_LOG_WARN, "rank %u serves no KV pages: %s", w->cfg->engine.place.rank, err.msg);
     say(w);
 }

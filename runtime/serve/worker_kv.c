@@ -94,6 +94,7 @@ enum sl_status worker_kv_serve(struct worker *w, uint32_t via, const char *host,
 void worker_kv_charter(struct worker *w, struct kv_charter *out)
 {
     uint32_t via;
+    char room[64];
     *out = (struct kv_charter){0};
     if (!is_wanted(w->cfg, &via) || worker_is_follower(w))
         return;
@@ -101,7 +102,9 @@ void worker_kv_charter(struct worker *w, struct kv_charter *out)
         uint64_t x = sl_entropy_u64();
         memcpy(w->kv.key + i, &x, 8);
     }
+    const char *host = host_for_tcp(w->cfg, room);
     out->via = serves(w->cfg) ? via : 0;
+    snprintf(out->host, sizeof out->host, "%s", host ? host : "");
     memcpy(out->key, w->kv.key, sizeof out->key);
 }
 

@@ -40,6 +40,7 @@ struct kv_charter {
     uint32_t via; /* 0: they serve nobody */
     uint32_t zero;
     uint8_t key[32];
+    char host[64]; /* that rank 0 serves on, for ranks on its machine; "": loopback */
 };
 
 /* Before the engine is opened: makes the key. */

@@ -179,6 +179,8 @@ class Matrix(unittest.TestCase):
             got = dict(zip(order, in_parallel([lambda i=i: one(i) for i in order])))
             wrong = [i for i in range(24) if got[i] != self.want[i]]
             self.assertFalse(wrong, f"requests {wrong} differ under {row}")
+            if row["disagg"] and row["cache"] and not row["preempt"] and not row["failover"]:  # at every degree
+                wait_until("pages moved", lambda: c.metric("sluice_kv_transfer_pages_received_total") > 0)
             self.preempted += c.metric("sluice_num_preemptions_total")
             return not row["failover"] or c.metric("sluice_router_retries_total") > 0
 
