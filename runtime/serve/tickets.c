@@ -8,6 +8,7 @@
 #include <sluice/base/time.h>
 
 #include <pthread.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <time.h>
@@ -31,12 +32,13 @@ struct source {
 struct tickets {
     pthread_mutex_t lock;
     pthread_cond_t added;
-    uint32_t (*map)(void *ctx, struct sl_bulk_rank *out);
+    tickets_map *map;
     void *map_ctx;
+    char address[SL_BULK_ADDRESS_MAX]; /* "": not served yet */
     struct ticket all[TICKETS_MAX];
 };
 
-struct tickets *tickets_open(uint32_t (*map)(void *ctx, struct sl_bulk_rank *out), void *ctx)
+struct tickets *tickets_open(tickets_map *map, void *ctx)
 {
     struct tickets *t = calloc(1, sizeof *t);
     if (!t)
@@ -50,6 +52,13 @@ struct tickets *tickets_open(uint32_t (*map)(void *ctx, struct sl_bulk_rank *out
     pthread_condattr_destroy(&attr);
     pthread_mutex_init(&t->lock, NULL);
     return t;
+}
+
+void tickets_serve_at(struct tickets *t, const char *address)
+{
+    pthread_mutex_lock(&t->lock);
+    snprintf(t->address, sizeof t->address, "%s", address);
+    pthread_mutex_unlock(&t->lock);
 }
 
 /* Under the lock. The export, when nobody reads it any more and nobody will. */
@@ -199,8 +208,12 @@ static void source_close(void *ctx, void *source)
 
 static uint32_t source_map(void *ctx, struct sl_bulk_rank *out)
 {
-    const struct tickets *t = ctx;
-    return t->map ? t->map(t->map_ctx, out) : 0;
+    struct tickets *t = ctx;
+    char address[SL_BULK_ADDRESS_MAX];
+    pthread_mutex_lock(&t->lock);
+    memcpy(address, t->address, sizeof address);
+    pthread_mutex_unlock(&t->lock);
+    return t->map && address[0] ? t->map(t->map_ctx, address, out) : 0;
 }
 
 const struct sl_bulk_source_ops tickets_ops = {source_open, source_next, source_close, source_map};

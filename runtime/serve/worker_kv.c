@@ -53,8 +53,7 @@ static bool serves(const struct sl_worker_config *cfg)
     return !cfg->role || strcmp(cfg->role, "decode") != 0;
 }
 
-/* Who of this group has what; on a thread of the bulk server. */
-static uint32_t map(void *ctx, struct sl_bulk_rank *out)
+static uint32_t map(void *ctx, const char *address, struct sl_bulk_rank *out)
 {
     struct worker *w = ctx;
     struct sl_kv_part parts[SL_LIMIT_ranks];
@@ -64,8 +63,7 @@ static uint32_t map(void *ctx, struct sl_bulk_rank *out)
         if (r)
             sl_engine_kv_address(w->engine, r, out[r].address);
         else
-            snprintf(out[r].address, sizeof out[r].address, "%s",
-                     sl_bulk_server_address(w->kv.server));
+            snprintf(out[r].address, sizeof out[r].address, "%s", address);
         if (!out[r].address[0])
             return 0; /* it is not up, or did not say yet */
     }
@@ -88,7 +86,10 @@ enum sl_status worker_kv_serve(struct worker *w, uint32_t via, const char *host,
         return sl_fail(err, SL_NO_MEMORY, "worker: no memory for tickets");
     cfg.ctx = k->tickets;
     memcpy(cfg.key, k->key, sizeof cfg.key);
-    return sl_bulk_server_open(&cfg, &k->server, err);
+    enum sl_status s = sl_bulk_server_open(&cfg, &k->server, err);
+    if (!s)
+        tickets_serve_at(k->tickets, sl_bulk_server_address(k->server));
+    return s;
 }
 
 void worker_kv_charter(struct worker *w, struct kv_charter *out)

@@ -77,7 +77,10 @@ void follower_kv_run(struct worker *w, uint64_t now_ns);
 int follower_kv_fd(const struct worker *w); /* an order is there, or -1 */
 
 /* tickets.c: exports that wait for their readers. Calls from any thread. */
-struct tickets *tickets_open(uint32_t (*map)(void *ctx, struct sl_bulk_rank *out), void *ctx);
+/* Who of our group has what, rank 0 being served at `address`; on a thread of the bulk server. */
+typedef uint32_t tickets_map(void *ctx, const char *address, struct sl_bulk_rank *out);
+struct tickets *tickets_open(tickets_map *map, void *ctx); /* map NULL: not to be asked here */
+void tickets_serve_at(struct tickets *t, const char *address);
 void tickets_close(struct tickets *t); /* after the bulk server */
 bool tickets_full(struct tickets *t);
 void tickets_add(struct tickets *t, uint64_t ticket, struct sl_export *x, uint64_t until_ns);
