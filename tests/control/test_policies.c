@@ -220,10 +220,10 @@ static void test_kv_events_decide(void **state)
     say(r, 4, a, 0, 1, false); /* without its head a prefix is worth nothing */
     say(r, 2, a, 0, 100, true);
     assert_int_equal(route(r, a), 2);
-    sl_router_worker_down(r, 2, 0);
-    sl_router_worker_down(r, 4, 0);
-    sl_router_worker_down(r, 3, 0);
-    sl_router_worker_down(r, 1, 0);
+    sl_router_worker_down(r, 2, false, 0);
+    sl_router_worker_down(r, 4, false, 0);
+    sl_router_worker_down(r, 3, false, 0);
+    sl_router_worker_down(r, 1, false, 0);
     sl_router_stats(r, &st);
     assert_int_equal(st.kv_keys, 0);
     sl_router_kv_stored(r, 77, (const uint8_t[32]){1}); /* nobody */
@@ -328,7 +328,7 @@ static void test_session(void **state)
     }
     for (uint64_t k = 1; k <= WORKERS; k++)
         assert_true(count[k] > N / 16);
-    sl_router_worker_down(a, 2, 0);
+    sl_router_worker_down(a, 2, false, 0);
     for (uint64_t s = 0; s < N; s++) {
         struct ask q = {.first = 1, .n = 40, .session = 1 + s * 7919};
         uint64_t now = route(a, q);
@@ -517,11 +517,11 @@ static void test_retry_budget(void **state)
 
     /* 64 streams of a lost worker, with the budget spent */
     uint64_t denied = st.n_retries_denied;
-    sl_router_worker_down(r, 2, 0);
+    sl_router_worker_down(r, 2, false, 0);
     for (uint32_t i = 0; i < 64; i++)
         assert_int_equal(route(r, (struct ask){.first = 1, .n = 9}), 1);
     up(r, 3, 1000);
-    sl_router_worker_down(r, 1, 0);
+    sl_router_worker_down(r, 1, false, 0);
     for (uint32_t i = 0; i < 64; i++) {
         assert_true(sl_router_next_action(r, &a));
         assert_int_equal(a.kind, SL_ACT_SEND);
