@@ -50,6 +50,7 @@ struct source {
     uint32_t late;     /* asks before the ticket is known */
     struct sl_bulk_rank map[3];
     uint32_t n_map;
+    uint32_t late_map; /* asks before the map is known */
     atomic_uint n_open, n_closed;
 };
 struct cursor {
@@ -162,6 +163,10 @@ static inline void source_close(void *ctx, void *source)
 static inline uint32_t source_map(void *ctx, struct sl_bulk_rank *out)
 {
     struct source *s = ctx;
+    if (s->late_map) {
+        s->late_map--;
+        return 0;
+    }
     memcpy(out, s->map, s->n_map * sizeof *out);
     return s->n_map;
 }
@@ -187,12 +192,12 @@ static struct sink sink;
 enum { N_VIAS = 2 };
 #define VIA(i) ((i) ? SL_BULK_TCP : SL_BULK_SHM)
 
-static inline struct sl_bulk_server *serve(uint32_t via, const char *key)
+static inline struct sl_bulk_server *serve_with(uint32_t via, const char *key, uint32_t grace_ms)
 {
     struct sl_bulk_server_config cfg = {.via = via,
                                         .run_dir = "/tmp",
                                         .layout = layout,
-                                        .grace_ms = 20000,
+                                        .grace_ms = grace_ms,
                                         .ops = &source_ops,
                                         .ctx = &src};
     struct sl_bulk_server *s;
@@ -201,6 +206,11 @@ static inline struct sl_bulk_server *serve(uint32_t via, const char *key)
     if (sl_bulk_server_open(&cfg, &s, &err))
         fail_msg("%s", err.msg);
     return s;
+}
+
+static inline struct sl_bulk_server *serve(uint32_t via, const char *key)
+{
+    return serve_with(via, key, 20000);
 }
 
 static inline struct sl_bulk_fetch fetch_of(const char *address, uint32_t first, uint32_t n_pages)

@@ -169,17 +169,22 @@ static void test_map(void **state)
     static struct sl_bulk_rank out[SL_LIMIT_ranks];
     for (size_t v = 0; v < 2; v++) {
         source_fill(&src, 30);
-        struct sl_bulk_server *s = serve(VIA(v), "key");
+        struct sl_bulk_server *s = serve_with(VIA(v), "key", 0);
         struct sl_err err = {0};
         uint32_t n;
         struct sl_bulk_fetch f = fetch_of(sl_bulk_server_address(s), 0, 1);
         assert_int_equal(sl_bulk_map(&f, out, &n, &err), SL_NOT_FOUND); /* it has none to tell */
+        sl_bulk_server_close(s);
+        s = serve(VIA(v), "key");
+        f = fetch_of(sl_bulk_server_address(s), 0, 1);
         src.n_map = 3;
+        src.late_map = 3; /* not all ranks have said where they are */
         for (uint32_t i = 0; i < 3; i++)
             src.map[i] = (struct sl_bulk_rank){.part = {i, 1, 0, 1}, .address = "tcp:127.0.0.1:1"};
         if (sl_bulk_map(&f, out, &n, &err))
             fail_msg("%s", err.msg);
         assert_int_equal(n, 3);
+        assert_int_equal(src.late_map, 0);
         assert_memory_equal(&out[2].part, &src.map[2].part, sizeof out[2].part);
         src.map[1].part.n_heads = 2; /* more than the layout has */
         assert_int_equal(sl_bulk_map(&f, out, &n, &err), SL_INVALID);

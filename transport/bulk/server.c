@@ -23,12 +23,14 @@
 #include <sys/eventfd.h>
 #include <sys/socket.h>
 #include <sys/un.h>
+#include <time.h>
 #include <unistd.h>
 
 #define HANDSHAKE_MS 2000
 #define STALL_MS     5000
 #define KEEP_MS      200 /* a frame at least so often: silence means trouble */
 #define BACKLOG      64
+#define MAP_POLL_MS  5
 #define ACCEPT_MS    1000 /* handshakes that stand still are looked at so often */
 
 struct conn {
@@ -244,13 +246,25 @@ static enum sl_status send_all(struct conn *c, void *source, bool accepted, stru
     return u.kind == SL_BULK_END ? u.status : s; /* nobody may be left to hear of an end */
 }
 
+/* Who holds what, once all ranks have said where they are: that may take a moment after their group
+ * is up. 0: it stays unknown. */
+static uint32_t know_map(const struct sl_bulk_server *s, struct sl_bulk_rank *ranks)
+{
+    const struct timespec nap = {.tv_nsec = MAP_POLL_MS * (long)SL_MS_NS};
+    uint64_t until = in_ms(s->cfg.grace_ms);
+    uint32_t n = 0;
+    while (s->cfg.ops->map && !(n = s->cfg.ops->map(s->cfg.ctx, ranks)) && sl_now_ns() < until &&
+           !atomic_load(&s->stop))
+        nanosleep(&nap, NULL);
+    return n;
+}
+
 static enum sl_status answer_map(struct conn *c, struct sl_err *err)
 {
-    const struct sl_bulk_server_config *cfg = &c->server->cfg;
     struct sl_bulk_rank ranks[SL_LIMIT_ranks];
     uint8_t payload[SL_BULK_RANKS_BYTES];
     struct bulk_frame f = {.kind = BULK_MAP};
-    uint32_t n = cfg->ops->map ? cfg->ops->map(cfg->ctx, ranks) : 0;
+    uint32_t n = know_map(c->server, ranks);
     if (n)
         f.size = sl_bulk_ranks_put(ranks, n, payload);
     else

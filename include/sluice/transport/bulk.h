@@ -101,7 +101,8 @@ struct sl_bulk_source_ops {
     /* The next thing to send; waits up to wait_ms for it. */
     void (*next)(void *ctx, void *source, uint32_t wait_ms, struct sl_bulk_unit *out);
     void (*close)(void *ctx, void *source);
-    /* Who holds what: fills `out` [SL_LIMIT_ranks]; 0: not known now, or not to be asked here. */
+    /* Who holds what: fills `out` [SL_LIMIT_ranks]; 0: not known (yet), and asked for again, for
+     * grace_ms in all. */
     uint32_t (*map)(void *ctx, struct sl_bulk_rank *out);
 };
 
@@ -113,7 +114,7 @@ struct sl_bulk_server_config {
     const char *host;      /* numeric address for TCP; NULL: 127.0.0.1 */
     uint8_t key[32];       /* of the TCP links */
     struct sl_bulk_layout layout;
-    uint32_t grace_ms;     /* for a ticket that is not known yet; 0: none */
+    uint32_t grace_ms;     /* for a ticket or map that is not known yet; 0: none */
     const struct sl_bulk_source_ops *ops;
     void *ctx;
 };
