@@ -163,7 +163,7 @@ void sl_engine_kv_say(struct sl_engine *e, const char *address, const struct sl_
         return;
     pthread_mutex_lock(&g->lock);
     struct wire_kv *kv = &g->kv[g->rank];
-    *kv = (struct wire_kv){.bytes_sent = f->bytes_sent, .n_bad = f->n_bad};
+    *kv = (struct wire_kv){.bytes_sent = f->bytes_sent, .n_bad = f->n_bad, .said = 1};
     size_t len = strnlen(address, sizeof kv->address - 1);
     memcpy(kv->address, address, len);
     pthread_mutex_unlock(&g->lock);

@@ -19,6 +19,7 @@ _Static_assert(SL_LIMIT_ranks == SL_COMM_RANKS_MAX, "one limit");
 /* Of a follower's transfers: where it serves its part, figures, and those that have ended. */
 struct wire_kv {
     uint64_t bytes_sent, n_bad;
+    uint64_t said; /* 0: its owner has not spoken yet */
     char address[SL_KV_ADDRESS_MAX];
 };
 enum { WIRE_ENDED_MAX = 8 };
@@ -50,10 +51,10 @@ struct group {
 
     uint32_t *body; /* a plan on its way */
     size_t body_max;
-    uint64_t status_ns;         /* rank 0: when the ranks were last asked for their figures */
-    uint64_t n_steps;           /* follower: computed */
-    uint64_t done_step;         /* rank 0: the last that ended well */
-    uint8_t *charter;           /* rank 0's, [n_charter] */
+    uint64_t status_ns; /* rank 0: when the ranks were last asked for their figures */
+    uint64_t n_steps;   /* follower: computed */
+    uint64_t done_step; /* rank 0: the last that ended well */
+    uint8_t *charter;   /* rank 0's, [n_charter] */
     uint32_t n_charter;
     uint64_t comm_bytes_before; /* of communicators that are closed */
 

@@ -13,6 +13,7 @@
 
 #define IMPORT_MS 5  /* a request waits for it */
 #define EXPORT_MS 50 /* only pages do */
+#define OWNER_MS  20 /* nobody can fetch before all have said where they serve */
 
 static enum sl_status send_all(struct group *g, const struct wire_head *h,
                                const struct wire_transfer *t, struct sl_err *err)
@@ -185,6 +186,15 @@ enum sl_status sl_lead_ended(struct sl_engine *e, uint32_t rank, const struct wi
     return s;
 }
 
+/* Whether an owner has heard the charter and not answered. Only this thread writes what is read. */
+static bool is_waited_for(const struct group *g)
+{
+    for (uint32_t r = 1; r < g->n_ranks && g->n_charter && g->comm; r++)
+        if (!g->kv[r].said)
+            return true;
+    return false;
+}
+
 int sl_lead_wait_ms(const struct sl_engine *e)
 {
     for (const struct sl_list *l = e->imports.next; l != &e->imports; l = l->next)
@@ -193,7 +203,7 @@ int sl_lead_wait_ms(const struct sl_engine *e)
     for (const struct sl_list *l = e->exports.next; l != &e->exports; l = l->next)
         if (SL_ENTRY(l, struct sl_export, t.link)->t.away)
             return EXPORT_MS;
-    return -1;
+    return is_waited_for(e->group) ? OWNER_MS : -1;
 }
 
 void sl_transfers_lost(struct sl_engine *e, bool for_good)

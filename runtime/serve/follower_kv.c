@@ -41,6 +41,8 @@ int follower_kv_fd(const struct worker *w)
 static void say(struct worker *w)
 {
     struct sl_bulk_stats s = {0};
+    if (!w->kv.has_charter)
+        return;
     if (w->kv.server)
         sl_bulk_server_stats(w->kv.server, &s);
     const struct sl_kv_figures f = {.bytes_sent = s.n_bytes, .n_bad = w->kv.n_bad};
@@ -66,6 +68,7 @@ static void charter(struct worker *w, const struct sl_order *o)
     struct kv_charter c;
     struct sl_err err;
     char room[64];
+    k->has_charter = true;
     if (o->n_note != sizeof c || !k->fetched)
         return;
     memcpy(&c, o->note, sizeof c);

@@ -32,6 +32,7 @@ struct worker_kv {
     struct sl_queue *fetched; /* struct fetch (followers: struct carrier), from their threads */
     uint32_t n_fetches;
     struct carrier *carriers[SL_LIMIT_bulk_connections]; /* of a follower */
+    bool has_charter;                                    /* of rank 0: a follower */
     uint64_t n_pages_received, n_bad, n_fallbacks;
 };
 
