@@ -332,6 +332,14 @@ uint32_t sl_export_n_pages(const struct sl_export *x)
     return x->n_pages;
 }
 
+bool sl_export_is_lost(struct sl_export *x)
+{
+    pthread_mutex_lock(&x->lock);
+    bool lost = x->broken;
+    pthread_mutex_unlock(&x->lock);
+    return lost;
+}
+
 const uint8_t *sl_export_key(const struct sl_export *x, uint32_t i)
 {
     return x->keys[i];

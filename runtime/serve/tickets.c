@@ -71,12 +71,17 @@ static struct sl_export *let_go(struct ticket *place)
     return x;
 }
 
+static bool is_over(const struct ticket *place, uint64_t now_ns)
+{
+    return place->until_ns <= now_ns || (place->export && sl_export_is_lost(place->export));
+}
+
 void tickets_expire(struct tickets *t, uint64_t now_ns)
 {
     for (uint32_t i = 0; i < TICKETS_MAX; i++) {
         struct ticket *place = &t->all[i];
         pthread_mutex_lock(&t->lock);
-        if (place->until_ns <= now_ns) /* who has come may finish, nobody else comes in */
+        if (is_over(place, now_ns)) /* who has come may finish, nobody else comes in */
             place->n_readers = place->n_begun = place->n_begun ? place->n_begun : 1;
         struct sl_export *x = let_go(place);
         pthread_mutex_unlock(&t->lock);

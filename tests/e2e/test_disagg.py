@@ -262,7 +262,7 @@ class Ranks(Case):
     def test_other_layouts_over_tcp(self):
         self.sharded((2, 1), (1, 2), "tcp", True)
 
-    SLOW = ("prefill", *ranks(2, 1), "--inject", "engine.slow=1@150x24", "--max-num-batched-tokens", 64)
+    SLOW = ("prefill", *ranks(3, 1), "--inject", "engine.slow=1@150x24", "--max-num-batched-tokens", 64)
 
     def lose_follower(self, role, signum):
         """In the middle of transfers; the streams are exact, and pages move again when the group is back."""
@@ -279,7 +279,7 @@ class Ranks(Case):
             failed = self.warm(c)
             begun, victim = steps(), follower()
             self.act_when(c, busy, lambda: os.kill(victim, signum), f"rank 1 of {role}, signal {signum}")
-            wait_until("another rank 1", lambda: len(c.rows()) == 4 and follower() != victim, 60)
+            wait_until("another rank 1", lambda: len(c.rows()) == 5 and follower() != victim, 60)
             self.assertGreater(metric(c.router, "sluice_kv_transfer_fallbacks_total"), failed)
             before, salts = metric(c.router, "sluice_kv_transfer_pages_received_total"), itertools.count()
 

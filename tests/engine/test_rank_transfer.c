@@ -458,6 +458,8 @@ static void a_lost_source_ends_the_readers(void **state)
             n += u.kind == SL_EXPORT_PAGE;
         } while (u.kind != SL_EXPORT_END);
         assert_true(u.status == (n == PAGES ? SL_OK : SL_PEER));
+        while (!sl_export_is_lost(from.x[i])) /* bounded by the test's time limit */
+            nap();
         sl_export_read_end(r[i]);
         sl_export_close(from.x[i]);
     }

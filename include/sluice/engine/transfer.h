@@ -55,6 +55,9 @@ enum sl_status sl_export_open(struct sl_engine *e, const struct sl_engine_reques
 /* Waits for room in the engine's inbox; the request itself goes on unless cancelled. */
 void sl_export_close(struct sl_export *x);
 uint32_t sl_export_n_pages(const struct sl_export *x);
+/* The group was lost: no reader gets anything any more, and a follower's is to be closed soon, as its
+ * rank is in no group before. */
+bool sl_export_is_lost(struct sl_export *x);
 /* Of page i; it commits to all pages before. */
 const uint8_t *sl_export_key(const struct sl_export *x, uint32_t i);
 
