@@ -206,20 +206,30 @@ static enum sl_status complete_there(const struct talk_options *o, struct sl_err
 
 /* --- chat ------------------------------------------------------------------------------------- */
 
+/* A model may write the byte 0, and a terminal send it; no request may hold it. */
+static void put_without_nul(struct sl_buf *out, const char *text, size_t len)
+{
+    for (size_t i = 0; i < len; i++)
+        if (text[i])
+            sl_buf_putc(out, text[i]);
+        else
+            sl_buf_puts(out, "\xef\xbf\xbd"); /* U+FFFD */
+}
+
 /* The dialogue so far as the members of a JSON array. With a tokenizer, for a template here, the
  * text is guarded; a server guards what it gets itself. */
 static void add_message(struct sl_buf *messages, const struct session *s, const char *role,
                         const char *text, size_t len)
 {
-    struct sl_buf guarded = {0};
-    if (s) {
-        sl_chat_guard(s->tokenizer, (struct sl_str){text, len}, &guarded);
-        text = guarded.data ? guarded.data : "";
-        len = guarded.len;
-    }
+    struct sl_buf clean = {0}, guarded = {0};
+    put_without_nul(&clean, text, len);
+    if (s)
+        sl_chat_guard(s->tokenizer, (struct sl_str){clean.data, clean.len}, &guarded);
+    const struct sl_buf *content = s ? &guarded : &clean;
     sl_buf_printf(messages, "%s{\"role\":\"%s\",\"content\":", messages->len ? "," : "", role);
-    sl_buf_json_str(messages, text, len);
+    sl_buf_json_str(messages, content->data ? content->data : "", content->len);
     sl_buf_putc(messages, '}');
+    sl_buf_free(&clean);
     sl_buf_free(&guarded);
 }
 

@@ -24,7 +24,7 @@ struct engine_options {
     int64_t page_size;
     bool enable_prefix_caching;
     const char *speculation;
-    int64_t tensor_parallel_size, pipeline_parallel_size, rank_timeout_ms;
+    int64_t tensor_parallel_size, pipeline_parallel_size, rank_timeout_ms, rank_restarts;
 };
 
 /* X(name, kind, field, default, min, max, choices, meta, help) */
@@ -59,7 +59,9 @@ struct engine_options {
     X("pipeline-parallel-size", SL_OPT_INT, pipeline_parallel_size, "1", 1, 1024, NULL, "N",       \
       "ranks that share the layers out")                                                           \
     X("rank-timeout-ms", SL_OPT_INT, rank_timeout_ms, "1000", 10, 3600000, NULL, "MS",             \
-      "a rank without progress for so long is lost, and its group forms anew")
+      "a rank without progress for so long is lost, and its group forms anew")                     \
+    X("rank-restarts", SL_OPT_INT, rank_restarts, "5", 1, 1000, NULL, "N",                         \
+      "a rank that ended so often before its group formed is done without until it can be started")
 
 /* The rows for a table whose struct `type` holds a struct engine_options as `member`:
  *     #define ROW(...) ENGINE_OPTION_ROW(struct serve_options, engine, __VA_ARGS__)

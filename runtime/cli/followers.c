@@ -31,6 +31,7 @@ enum sl_status followers_config(const struct engine_options *o, const char *mode
                                     .n_argv = n,
                                     .env = env,
                                     .n_ranks = engine_options_ranks(o),
+                                    .restarts_max = (uint32_t)o->rank_restarts,
                                     .run_dir = sl_cli_run_dir(env)};
     return s;
 }

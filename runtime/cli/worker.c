@@ -22,7 +22,7 @@ struct worker_options {
         *inject;
     struct kv_events_options kv;
     const char *rendezvous, *master_addr, *host_ip;
-    int64_t rank, world_size, master_port;
+    int64_t rank, world_size, master_port, rank_return_ms;
     const char *kv_transfer, *kv_host;
     int64_t bus_version, supervised, shutdown_timeout;
 };
@@ -113,6 +113,15 @@ static const struct sl_option table[] = {
      AT(host_ip),
      .meta = "ADDRESS",
      .help = "this machine's address for links between ranks (default: 127.0.0.1)"},
+    {.name = "rank-return-ms",
+     .kind = SL_OPT_INT,
+     AT(rank_return_ms),
+     .def = "3000",
+     .max = 3600000,
+     .meta = "MS",
+     .help =
+         "a lost rank that a launcher started is waited for so long; then rank 0 goes on alone, "
+         "where memory allows, until all are back (0: wait)"},
     {.name = "supervised",
      .kind = SL_OPT_INT,
      AT(supervised),
@@ -210,6 +219,7 @@ static enum sl_status run(const struct worker_options *o, const char *operand, c
                                    .kv_events_replay_endpoint = o->kv.replay_endpoint,
                                    .kv_events_topic = o->kv.topic,
                                    .kv_events_array = !strcmp(o->kv.format, "vllm-array"),
+                                   .rank_return_ms = (uint32_t)o->rank_return_ms,
                                    .supervisor_pid = (int32_t)o->supervised,
                                    .drain_ms = (uint32_t)o->shutdown_timeout * 1000};
     if (!cfg.drain_ms)

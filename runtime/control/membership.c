@@ -249,7 +249,7 @@ bool sl_members_hello(struct sl_members *m, uint64_t key, const struct sl_member
         return false;
     }
     if (p)
-        lose(m, p, SL_LOST_REPLACED);
+        lose(m, p, p->instance == h->instance ? SL_LOST_REPLACED : SL_LOST_GONE);
     if (other && other != p)
         lose(m, other, SL_LOST_REPLACED);
     enum sl_status status = reason_against(m, h);

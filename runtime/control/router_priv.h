@@ -194,6 +194,8 @@ void sl_req_free(struct sl_router *r, struct req *q);
 void sl_req_retry(struct sl_router *r, struct req *q, bool tell_worker, enum sl_status why);
 /* Its worker may be dead: that counts until the same instance is heard of again. */
 void sl_req_lost(struct sl_router *r, struct req *q, bool tell_worker);
+/* Its worker lives, but what it was sent is lost with the link: no loss to count. */
+void sl_req_relink(struct sl_router *r, struct req *q, bool tell_worker);
 void sl_router_forgive(struct sl_router *r, uint64_t instance);
 /* Back to the waiting, at no cost. */
 void sl_req_put_back(struct sl_router *r, struct req *q);

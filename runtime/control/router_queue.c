@@ -151,6 +151,15 @@ void sl_req_lost(struct sl_router *r, struct req *q, bool tell_worker)
         q->suspects[q->n_suspects++] = instance;
 }
 
+void sl_req_relink(struct sl_router *r, struct req *q, bool tell_worker)
+{
+    bool counts = q->state == REQ_SENT;
+    sl_req_unassign(r, q, tell_worker);
+    sl_req_wait(r, q);
+    r->n_retried += counts;
+    r->n_moved += counts;
+}
+
 void sl_router_forgive(struct sl_router *r, uint64_t instance)
 {
     for (struct sl_list *l = r->waiting.next; l != &r->waiting; l = l->next)

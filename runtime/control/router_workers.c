@@ -14,13 +14,15 @@ bool sl_router_has_worker(const struct sl_router *r, uint64_t key)
     return find_worker(r, key) != NULL;
 }
 
-static void give_up_requests(struct sl_router *r, struct worker *w, bool tell_worker)
+static void give_up_requests(struct sl_router *r, struct worker *w, bool tell_worker, bool lives)
 {
     struct sl_list *next;
     for (struct sl_list *l = w->reqs.next; l != &w->reqs; l = next) {
         next = l->next;
         struct req *q = SL_ENTRY(l, struct req, link);
-        if (w->stuck)
+        if (lives)
+            sl_req_relink(r, q, tell_worker);
+        else if (w->stuck)
             sl_req_retry(r, q, tell_worker, SL_PEER);
         else
             sl_req_lost(r, q, tell_worker);
@@ -32,9 +34,9 @@ static uint32_t slot_of(const struct sl_router *r, const struct worker *w)
     return (uint32_t)(w - r->workers);
 }
 
-static void remove_worker(struct sl_router *r, struct worker *w, bool tell_worker)
+static void remove_worker(struct sl_router *r, struct worker *w, bool tell_worker, bool lives)
 {
-    give_up_requests(r, w, tell_worker);
+    give_up_requests(r, w, tell_worker, lives);
     sl_worker_drop_prefills(r, w, tell_worker);
     if (r->index)
         sl_kv_index_clear(r->index, slot_of(r, w), true);
@@ -75,12 +77,12 @@ enum sl_status sl_router_worker_up(struct sl_router *r, const struct sl_worker_d
                        d->max_len);
     struct worker *w = find_worker(r, d->key);
     if (w)
-        remove_worker(r, w, true);
+        remove_worker(r, w, true, d->instance && d->instance == w->desc.instance);
     w = worker_slot(r);
     if (!w)
         return sl_fail(err, SL_QUEUE_FULL, "%u workers are registered", r->cfg.max_workers);
     if (w->uid)
-        remove_worker(r, w, false);
+        remove_worker(r, w, false, false);
     learn_page_size(r, d->page_size);
     *w =
         (struct worker){.desc = *d, .uid = ++r->next_uid, .seen_ns = now_ns, .progress_ns = now_ns};
@@ -281,12 +283,12 @@ static void after_loss(struct sl_router *r, uint64_t now_ns)
     sl_router_strand(r, now_ns);
 }
 
-void sl_router_worker_down(struct sl_router *r, uint64_t key, uint64_t now_ns)
+void sl_router_worker_down(struct sl_router *r, uint64_t key, bool lives, uint64_t now_ns)
 {
     struct worker *w = find_worker(r, key);
     if (!w || SL_MUTANT(LOSS_IGNORED))
         return;
-    remove_worker(r, w, false);
+    remove_worker(r, w, false, lives);
     after_loss(r, now_ns);
 }
 
@@ -330,7 +332,7 @@ static bool check_timeouts(struct sl_router *r, struct worker *w, uint64_t now_n
     w->stuck_steps = w->load.steps;
     if (r->eject)
         sl_eject_leave(r->eject, slot_of(r, w));
-    give_up_requests(r, w, true);
+    give_up_requests(r, w, true, false);
     sl_worker_drop_prefills(r, w, true);
     return true;
 }

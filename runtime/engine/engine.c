@@ -45,12 +45,10 @@ static bool open_buffers(struct sl_engine *e, const struct sl_engine_config *cfg
     e->sampled = calloc(rows, sizeof *e->sampled);
     e->sample_status = calloc(rows, sizeof *e->sample_status);
     e->ended = calloc(rows, sizeof *e->ended);
-    e->step_exports = calloc(rows, sizeof *e->step_exports);
-    e->keeps_prefixes = cfg->prefix_cache;
     e->scratch = calloc(e->info.n_threads, sizeof(struct sl_sampler_scratch *));
     e->stop_ids = calloc(cfg->n_stop_ids + 1, sizeof *e->stop_ids);
-    if (!e->committed || !e->sampled || !e->sample_status || !e->step_exports || !e->ended ||
-        !e->scratch || !e->stop_ids ||
+    if (!e->committed || !e->sampled || !e->sample_status || !e->ended || !e->scratch ||
+        !e->stop_ids ||
         !sl_logits_open(e->backend, e->info.max_seqs, e->info.n_vocab, &e->out, &e->host))
         return false;
     if (cfg->n_stop_ids)
@@ -66,6 +64,19 @@ static bool open_buffers(struct sl_engine *e, const struct sl_engine_config *cfg
 static size_t inbox_capacity(const struct sl_engine *e)
 {
     return 4 * ((size_t)e->info.queue_max + e->info.max_seqs + SL_LIMIT_bulk_connections);
+}
+
+static bool open_transfers(struct sl_engine *e, bool follows)
+{
+    size_t rows = e->info.max_seqs;
+    e->step_exports = calloc(rows, sizeof *e->step_exports);
+    e->wire_exports = calloc(rows, sizeof *e->wire_exports);
+    if (!follows)
+        return e->step_exports && e->wire_exports;
+    e->ended_transfers = calloc(TRANSFERS_MAX, sizeof *e->ended_transfers);
+    e->orders = sl_queue_open(2 * TRANSFERS_MAX);
+    e->inbox = sl_queue_open(2 * TRANSFERS_MAX);
+    return e->step_exports && e->ended_transfers && e->orders && e->inbox;
 }
 
 static bool open_queues(struct sl_engine *e)
@@ -139,7 +150,12 @@ static enum sl_status open_group(struct sl_engine *e, const struct sl_engine_con
     if ((s = sl_exchange_bind(e->group, e->backend, sl_model_exchange_floats(e->model), err)))
         return s;
     e->gguf = cfg->gguf;
-    e->kv_dtype = cfg->kv_dtype;
+    if (cfg->n_charter) {
+        if (!(e->group->charter = malloc(cfg->n_charter)))
+            return sl_fail(err, SL_NO_MEMORY, "engine: no memory for a charter");
+        memcpy(e->group->charter, cfg->charter, cfg->n_charter);
+        e->group->n_charter = cfg->n_charter;
+    }
     e->group->state.kv_room_bytes = sl_engine_kv_room(e);
     e->group->state.max_len = i->max_len;
     return SL_OK;
@@ -182,7 +198,7 @@ enum sl_status sl_engine_reopen(struct sl_engine *e, uint32_t tp, uint32_t pp, s
     return SL_OK;
 }
 
-static bool is_follower(const struct sl_engine *e)
+bool sl_engine_follows(const struct sl_engine *e)
 {
     return e->group && e->group->rank > 0;
 }
@@ -199,8 +215,17 @@ static enum sl_status open_parts(struct sl_engine *e, const struct sl_engine_con
         sl_log(SL_LOG_WARN, "an instruction set failed its self-check; %s is in force instead",
                sl_isa_name(e->backend->isa));
     name_parts(e, cfg, m.arch);
-    if ((status = open_group(e, cfg, err)) || is_follower(e))
+    e->model_cfg = m;
+    e->kv_dtype = cfg->kv_dtype;
+    e->kv_dtype_row_bytes = (uint32_t)sl_dtype_bytes(e->kv_dtype, m.head_dim) +
+                            (e->kv_dtype == SL_I8 ? (uint32_t)sizeof(float) : 0);
+    e->keeps_prefixes = cfg->prefix_cache;
+    if ((status = open_group(e, cfg, err)))
         return status;
+    if (!open_transfers(e, sl_engine_follows(e)))
+        return sl_fail(err, SL_NO_MEMORY, "engine: no memory for transfers");
+    if (sl_engine_follows(e))
+        return SL_OK;
     if ((status = open_sched(e, cfg, err)))
         return status;
     sl_pacer_init(&e->pacer, cfg->step_target_ms ? cfg->step_target_ms : STEP_TARGET_MS_DEFAULT,
@@ -219,6 +244,8 @@ enum sl_status sl_engine_open(const struct sl_engine_config *cfg, struct sl_engi
     pthread_mutex_init(&e->stats_lock, NULL);
     pthread_mutex_init(&e->events_lock, NULL);
     sl_list_init(&e->jobs);
+    sl_list_init(&e->exports);
+    sl_list_init(&e->imports);
     enum sl_status status = open_parts(e, cfg, err);
     if (status) {
         sl_engine_close(e);
@@ -227,8 +254,8 @@ enum sl_status sl_engine_open(const struct sl_engine_config *cfg, struct sl_engi
     e->stats.last_progress_ns = sl_now_ns();
     if (e->sched)
         sl_sched_stats(e->sched, &e->stats.sched);
-    if (pthread_create(&e->thread, NULL, is_follower(e) ? sl_follower_thread : sl_engine_thread,
-                       e)) {
+    if (pthread_create(&e->thread, NULL,
+                       sl_engine_follows(e) ? sl_follower_thread : sl_engine_thread, e)) {
         sl_engine_close(e);
         return sl_fail(err, SL_NO_MEMORY, "engine: cannot start its thread");
     }
@@ -248,11 +275,13 @@ static void drop_job(struct sl_engine *e, struct job *j)
 static void drop_requests(struct sl_engine *e)
 {
     struct cmd *c;
+    if (e->sched)
+        sl_transfers_lost(e, true);
     while (e->inbox && (c = sl_queue_pop(e->inbox))) {
         if (c->kind == CMD_EXPORT_CLOSE)
-            sl_export_drop(e, c->transfer);
+            sl_export_closed(e, c->transfer);
         if (c->kind == CMD_IMPORT_CLOSE) /* its answer, if still inside, came before */
-            sl_import_finish(e, c->transfer);
+            sl_import_closed(e, c->transfer);
         drop_job(e, c->job);
         free(c);
     }
@@ -267,8 +296,8 @@ static void close_buffers(struct sl_engine *e)
     for (uint32_t i = 0; e->steps && i < STEPS_IN_FLIGHT; i++)
         free(e->steps[i].outs);
     sl_logits_close(e->backend, e->info.max_seqs, e->info.n_vocab, &e->out, &e->host);
-    void *all[] = {e->committed, e->sampled,  e->ended, e->sample_status,
-                   e->scratch,   e->stop_ids, e->steps, e->step_exports};
+    void *all[] = {e->committed, e->sampled, e->ended,        e->sample_status, e->scratch,
+                   e->stop_ids,  e->steps,   e->step_exports, e->wire_exports,  e->ended_transfers};
     for (size_t i = 0; i < sizeof all / sizeof *all; i++)
         free(all[i]);
 }
@@ -279,7 +308,7 @@ void sl_engine_close(struct sl_engine *e)
         return;
     if (e->thread_started) {
         atomic_store(&e->stopping, true);
-        if (is_follower(e))
+        if (sl_engine_follows(e))
             sl_group_break(e->group);
         else
             sl_engine_cancel(e, UINT64_MAX); /* wakes the thread; no request has this id */
@@ -288,6 +317,7 @@ void sl_engine_close(struct sl_engine *e)
         pthread_join(e->thread, NULL);
     }
     drop_requests(e);
+    sl_follow_close(e);
     close_buffers(e);
     struct sl_queue *queues[] = {e->inbox, e->outbox, e->free_steps};
     for (size_t i = 0; i < 3; i++)
@@ -345,7 +375,7 @@ static enum sl_status check_request(const struct sl_engine *e, const struct sl_e
                                     struct sl_err *err)
 {
     const struct sl_sched_request *q = &r->seq;
-    if (!e->inbox)
+    if (sl_engine_follows(e))
         return sl_fail(err, SL_UNSUPPORTED, "rank %u takes no requests", e->group->rank);
     if (!q->n_prompt || q->n_prompt > q->n_tokens)
         return sl_fail_param(err, SL_INVALID, "prompt", "prompt is empty");

@@ -14,6 +14,7 @@
 
 #define STEPS_IN_FLIGHT   64 /* finished steps a slow consumer may leave untaken */
 #define SL_CLASS_NAME_MAX 192
+#define TRANSFERS_MAX     (8 * SL_LIMIT_bulk_connections) /* that a follower has open */
 #define ENDED_PER_STEP    64 /* endings by cancel or deadline reported with one step */
 
 /* One request while the engine has it. Made by the submitting thread in one allocation, then owned
@@ -35,6 +36,7 @@ enum cmd_kind {
     CMD_SHRINK,
     CMD_EXPORT_CLOSE,
     CMD_IMPORT_OPEN,
+    CMD_IMPORT_SETTLE,
     CMD_IMPORT_CLOSE
 };
 struct cmd {
@@ -81,7 +83,9 @@ struct sl_engine {
     struct group *group; /* NULL: an engine of its own */
     struct sl_shard shard;
     const struct sl_gguf *gguf; /* of a group: it may be opened again */
+    struct sl_model_config model_cfg;
     enum sl_dtype kv_dtype;
+    uint32_t kv_dtype_row_bytes; /* K of one position and head, its scale included */
 
     struct sl_backend *backend;
     struct sl_model *model;
@@ -92,6 +96,15 @@ struct sl_engine {
     bool keeps_prefixes;
     struct sl_export **step_exports; /* [max_seqs] of the step in flight */
     uint32_t n_step_exports, step_rows;
+    struct wire_export *wire_exports; /* [max_seqs] rank 0: those that other ranks know */
+    uint32_t n_wire_exports;
+    struct sl_list exports, imports;  /* all there are; the engine thread's */
+    uint64_t n_transfers;             /* rank 0: ids given */
+    uint64_t resize_to;               /* rank 0: tp << 32 | pp, once nobody reads or fills pages */
+    uint64_t pending_step;            /* follower: computed, not known yet whether it ended well */
+    struct wire_ended *ended_transfers; /* [TRANSFERS_MAX] follower: to be told */
+    uint32_t n_ended;
+    struct sl_queue *orders; /* follower: struct sl_order, to its owner */
 
     uint32_t *stop_ids;
     uint32_t n_stop_ids;
@@ -136,6 +149,8 @@ enum sl_status sl_engine_open_backend(const struct sl_engine_config *cfg, struct
 void sl_engine_name_class(char name[SL_CLASS_NAME_MAX], const struct sl_engine_config *cfg,
                           const struct sl_backend *b, const struct sl_model *m, const char *arch);
 
+/* engine.c: whether this rank only follows. */
+bool sl_engine_follows(const struct sl_engine *e);
 /* engine.c: a command that must arrive: waits for room in the inbox. */
 void sl_engine_tell(struct sl_engine *e, enum cmd_kind kind, void *transfer);
 
@@ -165,8 +180,9 @@ void *sl_follower_thread(void *arg);
 /* lead.c: what rank 0 does for its group. On the engine's thread. */
 enum sl_status sl_lead_plan(struct sl_engine *e, const struct sl_plan *plan, struct sl_err *err);
 void sl_lead_lost(struct sl_engine *e, const struct sl_err *why); /* no step is in flight after */
+void sl_lead_between(struct sl_engine *e); /* two steps: figures, transfers; may lose the group */
 void sl_lead_idle(struct sl_engine *e);                           /* now and then without a step */
-void sl_lead_shrink(struct sl_engine *e, uint32_t tp, uint32_t pp);
+void sl_lead_resize(struct sl_engine *e); /* to e->resize_to, as soon as that is possible */
 void sl_lead_regroup(struct sl_engine *e); /* a rank is gone */
 bool sl_lead_ready(struct sl_engine *e);   /* the group is up, or was brought up now */
 void sl_lead_leave(struct sl_engine *e);   /* says goodbye */

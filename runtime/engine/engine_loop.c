@@ -93,22 +93,26 @@ static void command(struct sl_engine *e, struct cmd *c)
         sl_sched_force_preempt(e->sched, c->id);
     if (c->kind == CMD_REGROUP && e->group)
         sl_lead_regroup(e);
-    if (c->kind == CMD_SHRINK && e->group)
-        sl_lead_shrink(e, (uint32_t)(c->id >> 32), (uint32_t)c->id);
+    if (c->kind == CMD_SHRINK && e->group && (c->id >> 32) * (uint32_t)c->id < e->group->n_ranks)
+        e->resize_to = c->id;
     if (c->kind == CMD_SUBMIT) {
         struct sl_sched_request q = c->job->req.seq;
         q.user = c->job;
         sl_list_push_back(&e->jobs, &c->job->link);
+        if (c->job->export)
+            sl_export_begin(e, c->job->export);
         enum sl_status status = sl_sched_submit(e->sched, &q, sl_now_ns(), NULL);
         if (status)
             refuse(e, c->job, status);
     }
     if (c->kind == CMD_EXPORT_CLOSE)
-        sl_export_drop(e, c->transfer);
+        sl_export_closed(e, c->transfer);
     if (c->kind == CMD_IMPORT_OPEN)
         sl_import_answer(e, c->transfer);
+    if (c->kind == CMD_IMPORT_SETTLE)
+        sl_import_settling(e, c->transfer);
     if (c->kind == CMD_IMPORT_CLOSE)
-        sl_import_finish(e, c->transfer);
+        sl_import_closed(e, c->transfer);
     free(c);
 }
 
@@ -339,6 +343,8 @@ static void run_step(struct sl_engine *e, const struct sl_plan *plan, struct sl_
     uint32_t n_ended = collect_ended(e, plan, s);
     sl_sched_commit(e->sched, e->committed, sl_now_ns());
     sl_exports_commit(e, status);
+    if (e->group && !status)
+        e->group->done_step = plan->step;
     in_step = false;
     for (uint32_t i = 0; i < n_ended; i++)
         job_done(e, e->ended[i], SL_FAILED);
@@ -361,6 +367,9 @@ static void idle(struct sl_engine *e)
         ms = 0;
     else if ((deadline - now) / SL_MS_NS < (uint64_t)ms)
         ms = (int)((deadline - now) / SL_MS_NS) + 1;
+    int soon = e->group ? sl_lead_wait_ms(e) : -1;
+    if (soon >= 0 && ms > soon)
+        ms = soon;
     if (sl_engine_events_pass(e) && ms > EVENTS_WAIT_MS)
         ms = EVENTS_WAIT_MS; /* until there is room for the rest */
     sl_queue_wait(e->inbox, ms);
@@ -371,11 +380,17 @@ void *sl_engine_thread(void *arg)
     struct sl_engine *e = arg;
     while (!atomic_load(&e->stopping)) {
         commands(e);
+        if (e->resize_to)
+            sl_lead_resize(e);
         if (e->group && !sl_lead_ready(e)) {
             report_ended(e);
             sl_queue_wait(e->inbox, WITHOUT_GROUP_MS);
             continue;
         }
+        if (e->group)
+            sl_lead_between(e);
+        if (e->group && !e->group->comm)
+            continue;
         const struct sl_plan *plan =
             sl_sched_plan(e->sched, sl_pacer_budget(&e->pacer), sl_now_ns());
         report_ended(e);

@@ -1,6 +1,7 @@
 /* A follower: every rank but 0. Waits for the next word of rank 0, computes its shard of the step,
  * waits again; while nothing comes it sleeps. When the group is lost it joins anew. */
 #include "engine.h"
+#include "transfer.h"
 
 #include <sluice/base/log.h>
 #include <sluice/base/time.h>
@@ -22,6 +23,12 @@ static enum sl_status tell(struct sl_engine *e, struct sl_err *err)
                             .n_steps = g->n_steps,
                             .n_op_calls = e->backend->n_op_calls};
     memcpy(w.isa, e->isa_name, sizeof w.isa - 1);
+    pthread_mutex_lock(&g->lock);
+    w.kv = g->kv[g->rank];
+    pthread_mutex_unlock(&g->lock);
+    w.n_ended = e->n_ended < WIRE_ENDED_MAX ? e->n_ended : WIRE_ENDED_MAX;
+    for (uint32_t i = 0; i < w.n_ended; i++)
+        w.ended[i] = e->ended_transfers[--e->n_ended];
     return sl_comm_send(g->comm, 0, &w, sizeof w, err);
 }
 
@@ -31,14 +38,27 @@ static enum sl_status compute(struct sl_engine *e, const struct wire_head *h, st
 {
     struct group *g = e->group;
     struct sl_plan plan;
-    enum sl_status s = sl_wire_plan_get(h, &g->limits, g->body, &plan, err);
+    const struct wire_export *exports;
+    enum sl_status s = sl_wire_plan_get(h, &g->limits, g->body, &plan, &exports, err);
     if (s)
         return s;
+    sl_exports_follow(e, &plan, exports, h->n_exports);
     s = sl_engine_forward(e, &plan, err);
     if (!s)
         s = e->backend->ops->finish(e->backend, err);
     g->n_steps += !s;
+    e->pending_step = s ? 0 : plan.step;
     return sl_group_is_loss(s) || s == SL_NO_MEMORY ? s : SL_OK;
+}
+
+/* What became of the step before. Only then may an export leave, as the step has it in its hands.
+ */
+static void settle_step(struct sl_engine *e, const struct wire_head *h)
+{
+    bool well = e->pending_step && e->pending_step == h->done;
+    sl_exports_commit(e, well ? SL_OK : SL_PEER);
+    e->pending_step = 0;
+    sl_follow_commands(e);
 }
 
 /* One word of rank 0 and what it asks for. */
@@ -52,6 +72,7 @@ static enum sl_status obey(struct sl_engine *e, bool *left, struct sl_err *err)
         s = sl_wire_head_check(&h, &g->limits, &bytes, err);
     if (s)
         return s;
+    settle_step(e, &h);
     if (h.kind == WIRE_STOP) {
         *left = true;
         sl_comm_barrier(g->comm, NULL);
@@ -59,7 +80,9 @@ static enum sl_status obey(struct sl_engine *e, bool *left, struct sl_err *err)
     }
     if (h.kind == WIRE_STATUS)
         return tell(e, err);
-    s = sl_comm_recv(g->comm, 0, g->body, bytes, err);
+    s = bytes ? sl_comm_recv(g->comm, 0, g->body, bytes, err) : SL_OK;
+    if (!s && h.kind != WIRE_PLAN)
+        return sl_follow_transfer(e, &h, err);
     return s ? s : compute(e, &h, err);
 }
 
@@ -104,6 +127,7 @@ void *sl_follower_thread(void *arg)
         }
         sl_log(SL_LOG_WARN, "rank %u lost its group: %s", g->rank, err.msg);
         sl_group_lost(g, &err);
+        sl_follow_lost(e);
     }
     return NULL;
 }

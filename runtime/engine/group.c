@@ -6,7 +6,11 @@
 #include <stdlib.h>
 #include <string.h>
 
-#define GROUP_NAME "sluice"
+#define GROUP_NAME    "sluice"
+#define LOOK_MS       100   /* between two looks into the lobby */
+#define LOOK_FIRST_MS 500   /* from a loss of ranks to the first look, */
+#define LOOK_MAX_MS   60000 /* twice as long each further time, */
+#define LOOK_CALM_MS  60000 /* until the full group has stood for so long */
 
 static bool copy(char **to, const char *from)
 {
@@ -43,6 +47,9 @@ enum sl_status sl_group_open(const struct sl_engine_place *place, const struct w
     g->tp = place->tp;
     g->pp = place->pp;
     g->n_ranks = place->tp * place->pp;
+    g->full_tp = g->tp;
+    g->full_pp = g->pp;
+    g->full_hash = hash;
     g->op_timeout_ms = place->op_timeout_ms;
     g->patience_ms = place->patience_ms;
     g->limits = *limits;
@@ -131,19 +138,27 @@ static bool out_of_patience(struct group *g)
     return g->patience_ms && sl_now_ns() - g->state.since_ns > g->patience_ms * SL_MS_NS;
 }
 
+static struct sl_comm_config comm_config(const struct group *g)
+{
+    return (struct sl_comm_config){.rank = g->rank,
+                                   .n_ranks = g->n_ranks,
+                                   .rendezvous = g->rendezvous,
+                                   .curve_dir = g->curve_dir,
+                                   .group = GROUP_NAME,
+                                   .config_hash = g->config_hash,
+                                   .kind = SL_COMM_AUTO,
+                                   .host = g->host,
+                                   .op_timeout_ms = g->op_timeout_ms,
+                                   .stop = &g->stop_joining,
+                                   .knows_misfits = g->state.n_formed > 0};
+}
+
 enum sl_status sl_group_join(struct group *g, uint32_t wait_ms, struct sl_err *err)
 {
-    struct sl_comm_config cfg = {.rank = g->rank,
-                                 .n_ranks = g->n_ranks,
-                                 .rendezvous = g->rendezvous,
-                                 .curve_dir = g->curve_dir,
-                                 .group = GROUP_NAME,
-                                 .config_hash = g->config_hash,
-                                 .kind = SL_COMM_AUTO,
-                                 .host = g->host,
-                                 .join_timeout_ms = wait_ms,
-                                 .op_timeout_ms = g->op_timeout_ms,
-                                 .stop = &g->stop_joining};
+    struct sl_comm_config cfg = comm_config(g);
+    cfg.join_timeout_ms = wait_ms;
+    sl_comm_lobby_close(g->lobby); /* the endpoint is for those who join now */
+    g->lobby = NULL;
     struct sl_comm *comm = NULL, *stage = NULL;
     enum sl_status s = sl_comm_open(&cfg, &comm, err);
     if (!s && (s = open_stage(g, comm, &stage, err))) {
@@ -176,6 +191,12 @@ void sl_group_lost(struct group *g, const struct sl_err *why)
     set_state(g, SL_GROUP_FORMING, blamed, why);
 }
 
+void sl_group_part(struct group *g)
+{
+    close_comms(g);
+    set_state(g, SL_GROUP_FORMING, g->n_ranks, NULL);
+}
+
 void sl_group_resize(struct group *g, uint32_t tp, uint32_t pp, uint64_t kv_room, uint64_t hash)
 {
     close_comms(g);
@@ -183,12 +204,44 @@ void sl_group_resize(struct group *g, uint32_t tp, uint32_t pp, uint64_t kv_room
     g->tp = g->state.tp = tp;
     g->pp = g->state.pp = pp;
     g->n_ranks = g->state.n_ranks = tp * pp;
+    g->state.state = SL_GROUP_FORMING;
+    g->state.since_ns = sl_now_ns();
+    g->state.blamed = g->n_ranks;
     g->state.kv_room_bytes = kv_room;
     g->config_hash = hash;
     memset(g->ranks, 0, sizeof g->ranks);
+    memset(g->kv, 0, sizeof g->kv);
     for (uint32_t i = 0; i < g->n_ranks; i++)
         g->ranks[i].rank = i;
     pthread_mutex_unlock(&g->lock);
+}
+
+/* --- growing again ---------------------------------------------------------------------------- */
+
+void sl_group_look_later(struct group *g, uint64_t now_ns)
+{
+    bool calm = !g->grown_ns || now_ns - g->grown_ns > LOOK_CALM_MS * SL_MS_NS;
+    uint64_t ms = calm ? LOOK_FIRST_MS : 2 * g->wait_ns / SL_MS_NS;
+    g->wait_ns = (ms < LOOK_MAX_MS ? ms : LOOK_MAX_MS) * SL_MS_NS;
+    g->look_ns = now_ns + g->wait_ns;
+}
+
+bool sl_group_is_full_again(struct group *g, uint64_t now_ns)
+{
+    if (g->n_ranks == g->full_tp * g->full_pp || now_ns < g->look_ns)
+        return false;
+    g->look_ns = now_ns + LOOK_MS * SL_MS_NS;
+    struct sl_comm_config cfg = comm_config(g);
+    cfg.n_ranks = g->full_tp * g->full_pp;
+    cfg.config_hash = g->full_hash;
+    if (!g->lobby && sl_comm_lobby_open(&cfg, &g->lobby, NULL))
+        return false; /* the endpoint may be free later */
+    if (!sl_comm_lobby_is_full(g->lobby, now_ns))
+        return false;
+    sl_comm_lobby_close(g->lobby);
+    g->lobby = NULL;
+    g->grown_ns = now_ns;
+    return true;
 }
 
 void sl_group_end(struct group *g, enum sl_status status, const struct sl_err *why)
@@ -217,10 +270,12 @@ void sl_group_close(struct group *g)
     if (!g)
         return;
     close_comms(g);
+    sl_comm_lobby_close(g->lobby);
     pthread_mutex_destroy(&g->lock);
     free(g->rendezvous);
     free(g->host);
     free(g->curve_dir);
     free(g->body);
+    free(g->charter);
     free(g);
 }

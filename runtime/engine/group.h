@@ -9,11 +9,34 @@
 #include <pthread.h>
 #include <sluice/base/limits.h>
 #include <sluice/engine/engine.h>
+#include <sluice/engine/transfer.h>
 #include <sluice/model/exchange.h>
 #include <sluice/transport/comm.h>
 #include <stdatomic.h>
 
 _Static_assert(SL_LIMIT_ranks == SL_COMM_RANKS_MAX, "one limit");
+
+/* Of a follower's transfers: where it serves its part, figures, and those that have ended. */
+struct wire_kv {
+    uint64_t bytes_sent, n_bad;
+    uint64_t said; /* 0: its owner has not spoken yet */
+    char address[SL_KV_ADDRESS_MAX];
+};
+enum { WIRE_ENDED_MAX = 8 };
+struct wire_ended {
+    uint64_t id;
+    uint32_t n_complete, zero; /* pages of an import */
+};
+
+/* What a follower tells of itself; fixed size, as struct sl_engine_rank. */
+struct wire_status {
+    uint32_t rank, pid, n_threads, reserved;
+    uint64_t weight_bytes, kv_bytes, comm_bytes, n_steps, n_op_calls;
+    char isa[16];
+    struct wire_kv kv;
+    uint32_t n_ended, zero;
+    struct wire_ended ended[WIRE_ENDED_MAX];
+};
 
 struct group {
     uint32_t rank, n_ranks, tp, pp;
@@ -31,14 +54,25 @@ struct group {
 
     uint32_t *body; /* a plan on its way */
     size_t body_max;
-    uint64_t status_ns;         /* rank 0: when the ranks were last asked for their figures */
-    uint64_t n_steps;           /* follower: computed */
+    uint64_t status_ns; /* rank 0: when the ranks were last asked for their figures */
+    uint64_t n_steps;   /* follower: computed */
+    uint64_t done_step; /* rank 0: the last that ended well */
+    uint8_t *charter;   /* rank 0's, [n_charter] */
+    uint32_t n_charter;
     uint64_t comm_bytes_before; /* of communicators that are closed */
+
+    /* Of a group that has fewer ranks than at first: those that it waits for. */
+    uint32_t full_tp, full_pp;
+    uint64_t full_hash;
+    struct sl_comm_lobby *lobby; /* NULL: nobody is looked for at present */
+    uint64_t look_ns, wait_ns;   /* when to look again; how long from a loss of ranks on */
+    uint64_t grown_ns;           /* when it was last full again; 0: never */
 
     _Atomic bool stop_joining; /* set by the closing thread */
     pthread_mutex_t lock;
     struct sl_engine_group state;
     struct sl_engine_rank ranks[SL_LIMIT_ranks];
+    struct wire_kv kv[SL_LIMIT_ranks]; /* what ranks say of their transfers; own: to be said */
 };
 
 /* group.c. `hash` covers what must be equal on all ranks. */
@@ -50,8 +84,15 @@ void sl_group_close(struct group *g);
 enum sl_status sl_group_join(struct group *g, uint32_t wait_ms, struct sl_err *err);
 /* Leaves the collective after a failure: forming from now on. */
 void sl_group_lost(struct group *g, const struct sl_err *why);
-/* Rank 0, while forming: fewer ranks than before. */
+/* The same on purpose: nobody is to blame. */
+void sl_group_part(struct group *g);
+/* Rank 0: other ranks than before; it is forming then. */
 void sl_group_resize(struct group *g, uint32_t tp, uint32_t pp, uint64_t kv_room, uint64_t hash);
+/* Rank 0 of a shrunk group, between steps: whether all ranks of the full one are there again and
+ * wait. Cheap; looks a few times a second. Nobody listens to them any more after true. */
+bool sl_group_is_full_again(struct group *g, uint64_t now_ns);
+/* Rank 0: the next look is in a while, longer each time that the full group did not last. */
+void sl_group_look_later(struct group *g, uint64_t now_ns);
 void sl_group_end(struct group *g, enum sl_status status, const struct sl_err *why);
 /* From any thread: whatever waits in the communicator fails. */
 void sl_group_break(struct group *g);
@@ -64,12 +105,5 @@ bool sl_group_is_loss(enum sl_status status);
 enum sl_status sl_exchange_bind(struct group *g, struct sl_backend *b, size_t n_floats,
                                 struct sl_err *err);
 void sl_exchange_unbind(struct group *g);
-
-/* What a follower tells of itself; fixed size, as struct sl_engine_rank. */
-struct wire_status {
-    uint32_t rank, pid, n_threads, reserved;
-    uint64_t weight_bytes, kv_bytes, comm_bytes, n_steps, n_op_calls;
-    char isa[16];
-};
 
 #endif

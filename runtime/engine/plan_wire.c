@@ -1,10 +1,13 @@
 /* Writes and reads plans; see plan_wire.h. Pure. */
 #include "plan_wire.h"
 
+#include <sluice/base/limits.h>
 #include <sluice/base/mem.h>
 #include <string.h>
 
-#define MAGIC 0x50354c53u /* "SL5P" on a little-endian machine */
+#define KEY_BYTES    32u
+#define EXPORT_WORDS (sizeof(struct wire_export) / sizeof(uint32_t))
+#define MAGIC        0x50364c53u /* "SL6P" on a little-endian machine */
 
 static uint32_t seq_pages_max(const struct wire_limits *l)
 {
@@ -14,7 +17,8 @@ static uint32_t seq_pages_max(const struct wire_limits *l)
 
 static uint64_t body_words(const struct wire_head *h)
 {
-    return 2ull * h->n_tok + 2ull * (h->n_seq + 1ull) + h->n_pages + 2ull * h->n_logits;
+    return 2ull * h->n_tok + 2ull * (h->n_seq + 1ull) + h->n_pages + 2ull * h->n_logits +
+           EXPORT_WORDS * h->n_exports;
 }
 
 size_t sl_wire_body_max(const struct wire_limits *l)
@@ -22,11 +26,13 @@ size_t sl_wire_body_max(const struct wire_limits *l)
     size_t pages, words, bytes;
     if (!sl_size_mul(l->max_seqs, seq_pages_max(l), &pages))
         return SIZE_MAX;
-    uint64_t others = 2ull * l->max_rows + 2ull * (l->max_seqs + 1ull) + 2ull * l->max_seqs;
+    uint64_t others =
+        2ull * l->max_rows + 2ull * (l->max_seqs + 1ull) + (2ull + EXPORT_WORDS) * l->max_seqs;
+    size_t transfer = (size_t)seq_pages_max(l) * (KEY_BYTES + 4) + SL_LIMIT_transfer_note_bytes;
     if (!sl_size_add(pages, (size_t)others, &words) ||
         !sl_size_mul(words, sizeof(uint32_t), &bytes))
         return SIZE_MAX;
-    return bytes;
+    return bytes > transfer ? bytes : transfer;
 }
 
 struct wire_head sl_wire_head(enum wire_kind kind, uint64_t step)
@@ -41,13 +47,15 @@ static uint32_t *put(uint32_t *to, const uint32_t *from, size_t n)
     return to + n;
 }
 
-size_t sl_wire_plan_put(const struct sl_plan *p, struct wire_head *head, uint32_t *body)
+size_t sl_wire_plan_put(const struct sl_plan *p, const struct wire_export *exports,
+                        uint32_t n_exports, struct wire_head *head, uint32_t *body)
 {
     *head = sl_wire_head(WIRE_PLAN, p->step);
     head->n_seq = p->n_seq;
     head->n_tok = p->n_tok;
     head->n_logits = p->n_logits;
     head->n_pages = p->page_start[p->n_seq];
+    head->n_exports = n_exports;
     uint32_t *at = put(body, p->tokens, p->n_tok);
     at = put(at, p->pos, p->n_tok);
     at = put(at, p->q_start, p->n_seq + 1u);
@@ -55,17 +63,37 @@ size_t sl_wire_plan_put(const struct sl_plan *p, struct wire_head *head, uint32_
     at = put(at, p->pages, head->n_pages);
     at = put(at, p->logit_row, p->n_logits);
     at = put(at, p->logit_seq, p->n_logits);
+    at = put(at, (const uint32_t *)exports, EXPORT_WORDS * n_exports);
     return (size_t)(at - body) * sizeof *at;
+}
+
+static enum sl_status transfer_check(const struct wire_head *h, const struct wire_limits *l,
+                                     size_t *body_bytes, struct sl_err *err)
+{
+    bool has_pages = h->kind == WIRE_EXPORT || h->kind == WIRE_IMPORT;
+    uint32_t most = has_pages ? seq_pages_max(l) : 0;
+    bool has_note = h->kind != WIRE_END;
+    if (h->n_pages > most || (has_pages && !h->n_pages) || h->first > most - h->n_pages ||
+        h->n_note > (has_note ? SL_LIMIT_transfer_note_bytes : 0) || h->n_exports || h->n_seq ||
+        h->n_tok || h->n_logits)
+        return sl_fail(err, SL_INVALID, "plan: a transfer of pages %u + %u with a note of %u bytes",
+                       h->first, h->n_pages, h->n_note);
+    *body_bytes = (size_t)h->n_pages * (KEY_BYTES + (h->kind == WIRE_IMPORT ? 4 : 0)) + h->n_note;
+    return SL_OK;
 }
 
 enum sl_status sl_wire_head_check(const struct wire_head *h, const struct wire_limits *l,
                                   size_t *body_bytes, struct sl_err *err)
 {
     *body_bytes = 0;
-    if (h->magic != MAGIC || h->kind < WIRE_PLAN || h->kind > WIRE_STOP)
+    if (h->magic != MAGIC || h->kind < WIRE_PLAN || h->kind > WIRE_CHARTER || h->zero)
         return sl_fail(err, SL_INVALID, "plan: head of kind %u with magic %08x", h->kind, h->magic);
+    if (h->kind >= WIRE_EXPORT)
+        return transfer_check(h, l, body_bytes, err);
     if (h->kind != WIRE_PLAN)
         return SL_OK;
+    if (h->n_exports > h->n_seq || h->first || h->n_note)
+        return sl_fail(err, SL_INVALID, "plan: %u exports of %u sequences", h->n_exports, h->n_seq);
     if (!h->n_seq || h->n_seq > l->max_seqs || !h->n_tok || h->n_tok > l->max_rows ||
         h->n_seq > h->n_tok || h->n_logits > h->n_seq)
         return sl_fail(err, SL_INVALID,
@@ -117,8 +145,21 @@ static bool logits_ok(const struct sl_plan *p)
     return true;
 }
 
+/* In order of their sequences, with no more full pages than the step leaves. */
+static bool exports_ok(const struct sl_plan *p, const struct wire_export *x, uint32_t n,
+                       const struct wire_limits *l)
+{
+    for (uint32_t i = 0; i < n; i++) {
+        if (x[i].seq >= p->n_seq || (i && x[i].seq <= x[i - 1].seq) ||
+            x[i].n_pinned > (p->pos[p->q_start[x[i].seq + 1] - 1] + 1) / l->page_size)
+            return false;
+    }
+    return true;
+}
+
 enum sl_status sl_wire_plan_get(const struct wire_head *h, const struct wire_limits *l,
-                                const uint32_t *body, struct sl_plan *out, struct sl_err *err)
+                                const uint32_t *body, struct sl_plan *out,
+                                const struct wire_export **exports, struct sl_err *err)
 {
     struct sl_plan p = {
         .n_seq = h->n_seq, .n_tok = h->n_tok, .n_logits = h->n_logits, .step = h->step};
@@ -141,6 +182,48 @@ enum sl_status sl_wire_plan_get(const struct wire_head *h, const struct wire_lim
     if (!logits_ok(&p))
         return sl_fail(err, SL_INVALID, "plan: rows of logits of step %llu are out of range",
                        (unsigned long long)h->step);
+    *exports = (const struct wire_export *)(const void *)(p.logit_seq + p.n_logits);
+    if (!exports_ok(&p, *exports, h->n_exports, l))
+        return sl_fail(err, SL_INVALID, "plan: exports of step %llu are out of range",
+                       (unsigned long long)h->step);
     *out = p;
+    return SL_OK;
+}
+
+/* --- transfers -------------------------------------------------------------------------------- */
+
+size_t sl_wire_transfer_put(const struct wire_head *h, const struct wire_transfer *t,
+                            uint32_t *body)
+{
+    uint8_t *at = (uint8_t *)body;
+    size_t pages = h->kind == WIRE_IMPORT ? h->n_pages * sizeof *t->pages : 0;
+    if (pages)
+        memcpy(at, t->pages, pages);
+    at += pages;
+    if (h->n_pages)
+        memcpy(at, t->keys, (size_t)h->n_pages * KEY_BYTES);
+    at += (size_t)h->n_pages * KEY_BYTES;
+    if (h->n_note)
+        memcpy(at, t->note, h->n_note);
+    return (size_t)(at - (uint8_t *)body) + h->n_note;
+}
+
+enum sl_status sl_wire_transfer_get(const struct wire_head *h, const struct wire_limits *l,
+                                    const uint32_t *body, struct wire_transfer *out,
+                                    struct sl_err *err)
+{
+    const uint8_t *at = (const uint8_t *)body;
+    *out = (struct wire_transfer){0};
+    if (h->kind == WIRE_IMPORT) {
+        out->pages = body;
+        at += h->n_pages * sizeof *body;
+        for (uint32_t i = 0; i < h->n_pages; i++)
+            if (body[i] >= l->n_pages)
+                return sl_fail(err, SL_INVALID, "plan: page %u of %u is to be filled", body[i],
+                               l->n_pages);
+    }
+    if (h->n_pages)
+        out->keys = (const uint8_t(*)[32])(const void *)at;
+    out->note = at + (size_t)h->n_pages * KEY_BYTES;
     return SL_OK;
 }

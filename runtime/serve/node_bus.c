@@ -150,7 +150,7 @@ static void peer_lost(struct node *n, struct peer *p, const struct sl_member_act
            text[a->why]);
     node_events_leave(n, p);
     if (p->joined)
-        sl_router_worker_down(n->router, p->key, now);
+        sl_router_worker_down(n->router, p->key, sl_lost_lives(a->why), now);
     peer_free(p);
     /* these are answered, and the link goes with the answer */
     bool answered = a->why == SL_LOST_REFUSED || a->why == SL_LOST_GAP;

@@ -176,6 +176,10 @@ static enum sl_status open_engine(struct worker *w, struct sl_err *err)
         return s;
     struct sl_engine_config cfg = w->cfg->engine;
     size_t n_stops = 0;
+    struct kv_charter charter;
+    worker_kv_charter(w, &charter);
+    cfg.charter = &charter;
+    cfg.n_charter = sizeof charter;
     if (w->ranks)
         cfg.place.rendezvous = sl_ranks_rendezvous(w->ranks);
     cfg.gguf = w->gguf;
@@ -281,10 +285,12 @@ static void check_supervisor(struct worker *w)
 static void run_follower(struct worker *w)
 {
     while (!w->stopping) {
-        struct pollfd fd = {.fd = w->signal_fd, .events = POLLIN};
-        poll(&fd, 1, TICK_MS);
+        struct pollfd fds[] = {{.fd = w->signal_fd, .events = POLLIN},
+                               {.fd = follower_kv_fd(w), .events = POLLIN}};
+        poll(fds, 2, TICK_MS);
         uint64_t now = sl_now_ns();
         read_signals(w);
+        follower_kv_run(w, now);
         worker_ranks_tick(w, now);
         check_drain(w, now);
         check_supervisor(w);

@@ -53,6 +53,7 @@ struct worker {
     struct sl_ranks *ranks; /* NULL: none of our own */
     bool formed, reforming; /* the group came up once; it is lost at present */
     uint64_t next_ranks_ns, n_formed;
+    uint64_t alone_ns; /* when rank 0 was last told to go on alone */
     struct sl_bus *bus;
     struct worker_kv kv;
     struct worker_events *kv_events; /* NULL: no KV events */

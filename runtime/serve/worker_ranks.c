@@ -1,5 +1,8 @@
 /* A worker's ranks: rank 0 keeps its followers and tells routers of them; every other rank only
- * follows, without a bus, until rank 0 leaves or a signal says so. */
+ * follows, without a bus, until rank 0 leaves or a signal says so.
+ *
+ * Ranks that somebody else started cannot be told to be fewer: where one is lost for long rank 0
+ * computes all of it, and the others wait with the one that comes back. */
 #include "worker.h"
 
 #include <sluice/base/log.h>
@@ -37,12 +40,30 @@ void worker_look_at_group(struct worker *w)
         worker_stop(w, g.why.status, &g.why);
 }
 
+static void go_on_alone(struct worker *w, uint64_t now)
+{
+    struct sl_engine_group g;
+    sl_engine_group(w->engine, &g);
+    uint64_t wait_ns = w->cfg->rank_return_ms * SL_MS_NS;
+    uint64_t from = g.since_ns > w->alone_ns ? g.since_ns : w->alone_ns;
+    if (!wait_ns || !w->reforming || g.n_ranks == 1 || now < from || now - from < wait_ns)
+        return;
+    sl_log(SL_LOG_WARN, "%u ranks did not come together again within %u ms", g.n_ranks,
+           w->cfg->rank_return_ms);
+    w->alone_ns = now;
+    sl_engine_shrink(w->engine, 1, 1);
+}
+
 void worker_ranks_tick(struct worker *w, uint64_t now)
 {
     struct sl_err err;
     worker_look_at_group(w);
-    if (!w->ranks || w->stopping)
+    if (w->stopping || worker_is_follower(w))
         return;
+    if (!w->ranks) {
+        go_on_alone(w, now);
+        return;
+    }
     enum sl_status s = sl_ranks_tick(w->ranks, w->engine, now, &err);
     if (s)
         worker_stop(w, s, &err);

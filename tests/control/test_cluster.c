@@ -469,7 +469,7 @@ static void handle(struct world *w, const struct event *e)
         sl_router_worker_load(w->router, e->key, &e->load, w->now_ns);
         break;
     case TO_ROUTER_DOWN:
-        sl_router_worker_down(w->router, e->key, w->now_ns);
+        sl_router_worker_down(w->router, e->key, false, w->now_ns);
         break;
     case CLIENT_SUBMIT:
         on_client_submit(w, e->id);

@@ -224,6 +224,63 @@ static void test_readmission(void **state)
     sl_eject_close(e);
 }
 
+/* Only a whole calm minute halves the next time out, and only once. */
+static void test_calm(void **state)
+{
+    (void)state;
+    static const struct {
+        uint64_t calm_ms, out_ns;
+    } rows[] = {{0, 64 * S}, {59500, 64 * S}, {61000, 32 * S}, {119500, 32 * S}, {122000, 16 * S}};
+    for (size_t k = 0; k < sizeof rows / sizeof *rows; k++) {
+        struct sl_eject *e = open_pool(4);
+        for (uint32_t w = 0; w < 4; w++)
+            run(e, w, 4, 10 * MS, 0, 5 * S);
+        uint64_t t = run(e, 3, 4, 200 * MS, 5 * S, S);
+        for (uint32_t i = 0; i < 5; i++) {
+            uint64_t until = sl_eject_next_deadline(e);
+            assert_true(sl_eject_tick(e, until));
+            t = run(e, 3, 1, 200 * MS, until, 600 * MS);
+        }
+        t = sl_eject_next_deadline(e);
+        assert_true(sl_eject_tick(e, t));
+        firsts(e, 3, 20, 5 * MS, t, 2 * S);
+        t += 2 * S;
+        assert_int_equal(state_of(e, 3), SL_EJECT_OK);
+        t = run(e, 3, 4, 10 * MS, t - S, rows[k].calm_ms * MS);
+        run(e, 3, 4, 200 * MS, t, S);
+        assert_int_equal(state_of(e, 3), SL_EJECT_OUT);
+        uint64_t until = sl_eject_next_deadline(e);
+        if (until < t + rows[k].out_ns || until > t + rows[k].out_ns + S)
+            fail_msg("after %u ms it is out for %u ms", (unsigned)rows[k].calm_ms,
+                     (unsigned)((until - t) / MS));
+        sl_eject_close(e);
+    }
+}
+
+/* Counters that jumped, by a clock or a new process, say nothing of speed. */
+static void test_counters_that_jumped(void **state)
+{
+    (void)state;
+    static const uint64_t bad[][3] = {
+        {0, 40, 20 * S},                       /* no step, and time */
+        {10, 9, 20 * S},                       /* fewer rows than steps */
+        {1, (uint64_t)UINT32_MAX + 1, 20 * S}, /* more rows than any step has */
+        {1, 4, 3600 * S + 1},                  /* more than an hour */
+        {1, 4, UINT64_MAX},
+        {UINT64_MAX, UINT64_MAX, 20 * S}};
+    for (size_t k = 0; k < sizeof bad / sizeof *bad; k++) {
+        struct sl_eject *e = open_pool(4);
+        for (uint32_t w = 0; w < 4; w++)
+            run(e, w, 4, 10 * MS, 0, 5 * S);
+        for (uint32_t i = 0; i < 100; i++)
+            assert_false(sl_eject_steps(e, 3, bad[k][0], bad[k][1], bad[k][2], (5 + i) * S));
+        assert_int_equal(state_of(e, 3), SL_EJECT_OK);
+        run(e, 3, 4, 200 * MS, 105 * S, S); /* what makes sense counts as before */
+        assert_int_equal(state_of(e, 3), SL_EJECT_OUT);
+        sl_eject_close(e);
+    }
+}
+
 static void test_worth_moving(void **state)
 {
     (void)state;
@@ -287,6 +344,8 @@ int main(void)
         cmocka_unit_test(test_microseconds_do_not_matter),
         cmocka_unit_test(test_half_stays),
         cmocka_unit_test(test_readmission),
+        cmocka_unit_test(test_calm),
+        cmocka_unit_test(test_counters_that_jumped),
         cmocka_unit_test(test_worth_moving),
         cmocka_unit_test(test_random),
     };

@@ -357,6 +357,102 @@ static void test_own_pause(void **state)
     sl_members_close(f.m);
 }
 
+/* Ticks that are just not far apart enough are no pause: silence counts. */
+static void test_slow_ticks_are_no_pause(void **state)
+{
+    struct fixture f;
+    (void)state;
+    fixture_open(&f, 4);
+    learn_model(&f, 1);
+    for (uint64_t ns = SL_MEMBER_PAUSE_NS; ns < SL_MEMBER_SILENCE_NS; ns += SL_MEMBER_PAUSE_NS) {
+        pass(&f, SL_MEMBER_PAUSE_NS / MS);
+        assert_null(action(&f, SL_MEMBER_LOST, 1));
+    }
+    pass(&f, SL_MEMBER_PAUSE_NS / MS);
+    assert_non_null(action(&f, SL_MEMBER_LOST, 1));
+    sl_members_close(f.m);
+}
+
+/* Who was heard while we were late to tick is forgiven no more than there is: it was here then. */
+static void test_heard_in_a_pause(void **state)
+{
+    struct fixture f;
+    (void)state;
+    fixture_open(&f, 4);
+    learn_model(&f, 1);
+    f.now += 4000 * MS;
+    assert_true(sl_members_heard(f.m, 1, false, f.now));
+    pass(&f, 1000);
+    for (uint32_t ms = 0; ms < 750; ms += 50) {
+        pass(&f, 50);
+        assert_null(action(&f, SL_MEMBER_LOST, 1));
+    }
+    pass(&f, 50);
+    assert_non_null(action(&f, SL_MEMBER_LOST, 1));
+    sl_members_close(f.m);
+}
+
+static void hear_all(struct fixture *f)
+{
+    for (uint64_t key = 1; key <= 2; key++)
+        assert_true(sl_members_heard(f->m, key, false, f->now));
+}
+
+/* Metadata is waited for so long and no longer, our own pauses not counted; once it is there, time
+ * takes nothing away. */
+static void test_metadata_in_time(void **state)
+{
+    struct fixture f;
+    (void)state;
+    fixture_open(&f, 4);
+    hello(&f, 1);
+    hello(&f, 2);
+    uint64_t end = f.now + SL_MEMBER_META_NS;
+    while (f.now + 50 * MS < end) {
+        pass(&f, 50);
+        hear_all(&f);
+        assert_null(action(&f, SL_MEMBER_META_GET, 2));
+    }
+    pass(&f, 5000);
+    assert_null(action(&f, SL_MEMBER_META_GET, 2));
+    hear_all(&f);
+    for (end = f.now + SL_MEMBER_META_NS; f.now < end; hear_all(&f))
+        pass(&f, 50);
+    assert_non_null(action(&f, SL_MEMBER_META_GET, 2));
+    assert_true(sl_members_meta(f.m, 2, 0, META, f.now));
+    take(&f);
+    sl_members_model(f.m, 2, SL_OK, f.now);
+    take(&f);
+    for (end = f.now + 2 * SL_MEMBER_META_NS; f.now < end; hear_all(&f)) {
+        pass(&f, 50);
+        assert_true(sl_members_has_model(f.m));
+        assert_null(action(&f, SL_MEMBER_META_GET, 1));
+    }
+    sl_members_close(f.m);
+}
+
+/* A reading older than the last one, by however much, is none. */
+static void test_old_reading(void **state)
+{
+    struct fixture f;
+    (void)state;
+    static const uint64_t back_ms[] = {1, 100, 900};
+    for (size_t i = 0; i < sizeof back_ms / sizeof *back_ms; i++) {
+        fixture_open(&f, 4);
+        learn_model(&f, 1);
+        pass(&f, 50);
+        for (uint32_t ms = 50; ms < 750; ms += 50) {
+            pass(&f, 50);
+            sl_members_tick(f.m, f.now - back_ms[i] * MS);
+            take(&f);
+            assert_int_equal(f.n, 0);
+        }
+        pass(&f, 50);
+        assert_non_null(action(&f, SL_MEMBER_LOST, 1));
+        sl_members_close(f.m);
+    }
+}
+
 /* Strangers cannot fill anything: answers are bounded, members never exceed the limit. */
 static void test_many_strangers(void **state)
 {
@@ -394,6 +490,10 @@ int main(void)
                                        cmocka_unit_test(test_other_model_waits),
                                        cmocka_unit_test(test_pings_and_drain),
                                        cmocka_unit_test(test_own_pause),
+                                       cmocka_unit_test(test_slow_ticks_are_no_pause),
+                                       cmocka_unit_test(test_heard_in_a_pause),
+                                       cmocka_unit_test(test_metadata_in_time),
+                                       cmocka_unit_test(test_old_reading),
                                        cmocka_unit_test(test_many_strangers)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

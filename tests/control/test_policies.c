@@ -171,6 +171,33 @@ static void test_kv_table(void **state)
         }
 }
 
+/* Of sites that are as busy, the one that weighs more seems less so, the one that weighs less more.
+ */
+static void test_kv_weights(void **state)
+{
+    (void)state;
+    static const struct {
+        uint32_t weight_percent[2];
+        uint64_t want;
+    } rows[] = {{{0, 1000}, 2}, {{1000, 100}, 1}, {{20, 100}, 2}, {{0, 20}, 1}};
+    for (size_t i = 0; i < sizeof rows / sizeof *rows; i++)
+        for (uint64_t seed = 1; seed <= 6; seed++) {
+            struct sl_router *r = open_router(SL_ROUTE_KV, seed);
+            for (uint64_t k = 1; k <= 2; k++) {
+                struct sl_worker_desc d = {.key = k,
+                                           .max_seqs = 64,
+                                           .max_len = 100000,
+                                           .queue_max = 64,
+                                           .page_size = PAGE,
+                                           .weight_percent = rows[i].weight_percent[k - 1]};
+                assert_int_equal(sl_router_worker_up(r, &d, 0, NULL), SL_OK);
+                load(r, k, (struct seen){10, 0, 4000});
+            }
+            assert_int_equal(route(r, prompt), rows[i].want);
+            sl_router_close(r);
+        }
+}
+
 /* Events come and go; another salt is another prefix; a page of another size is never found. */
 static void test_kv_events_decide(void **state)
 {
@@ -193,10 +220,10 @@ static void test_kv_events_decide(void **state)
     say(r, 4, a, 0, 1, false); /* without its head a prefix is worth nothing */
     say(r, 2, a, 0, 100, true);
     assert_int_equal(route(r, a), 2);
-    sl_router_worker_down(r, 2, 0);
-    sl_router_worker_down(r, 4, 0);
-    sl_router_worker_down(r, 3, 0);
-    sl_router_worker_down(r, 1, 0);
+    sl_router_worker_down(r, 2, false, 0);
+    sl_router_worker_down(r, 4, false, 0);
+    sl_router_worker_down(r, 3, false, 0);
+    sl_router_worker_down(r, 1, false, 0);
     sl_router_stats(r, &st);
     assert_int_equal(st.kv_keys, 0);
     sl_router_kv_stored(r, 77, (const uint8_t[32]){1}); /* nobody */
@@ -301,7 +328,7 @@ static void test_session(void **state)
     }
     for (uint64_t k = 1; k <= WORKERS; k++)
         assert_true(count[k] > N / 16);
-    sl_router_worker_down(a, 2, 0);
+    sl_router_worker_down(a, 2, false, 0);
     for (uint64_t s = 0; s < N; s++) {
         struct ask q = {.first = 1, .n = 40, .session = 1 + s * 7919};
         uint64_t now = route(a, q);
@@ -490,11 +517,11 @@ static void test_retry_budget(void **state)
 
     /* 64 streams of a lost worker, with the budget spent */
     uint64_t denied = st.n_retries_denied;
-    sl_router_worker_down(r, 2, 0);
+    sl_router_worker_down(r, 2, false, 0);
     for (uint32_t i = 0; i < 64; i++)
         assert_int_equal(route(r, (struct ask){.first = 1, .n = 9}), 1);
     up(r, 3, 1000);
-    sl_router_worker_down(r, 1, 0);
+    sl_router_worker_down(r, 1, false, 0);
     for (uint32_t i = 0; i < 64; i++) {
         assert_true(sl_router_next_action(r, &a));
         assert_int_equal(a.kind, SL_ACT_SEND);
@@ -527,15 +554,11 @@ static void test_retry_budget(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_kv_table),
-        cmocka_unit_test(test_kv_events_decide),
-        cmocka_unit_test(test_kv_guesses),
-        cmocka_unit_test(test_no_herding),
-        cmocka_unit_test(test_session),
-        cmocka_unit_test(test_session_is_bounded),
-        cmocka_unit_test(test_power_of_two),
-        cmocka_unit_test(test_slow_worker),
-        cmocka_unit_test(test_slow_is_better_than_none),
+        cmocka_unit_test(test_kv_table),           cmocka_unit_test(test_kv_weights),
+        cmocka_unit_test(test_kv_events_decide),   cmocka_unit_test(test_kv_guesses),
+        cmocka_unit_test(test_no_herding),         cmocka_unit_test(test_session),
+        cmocka_unit_test(test_session_is_bounded), cmocka_unit_test(test_power_of_two),
+        cmocka_unit_test(test_slow_worker),        cmocka_unit_test(test_slow_is_better_than_none),
         cmocka_unit_test(test_retry_budget),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

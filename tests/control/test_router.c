@@ -107,7 +107,7 @@ static void test_prefix_affinity(void **state)
     assert_int_equal(worker_of(r, 8, 100, 0), home);
     assert_int_equal(worker_of(r, 9, 100, 0), other);
     assert_int_equal(worker_of(r, 10, 100, 1), other); /* another salt: by load */
-    sl_router_worker_down(r, home, 0);
+    sl_router_worker_down(r, home, false, 0);
     check(r);
     sl_router_close(r);
 }
@@ -124,7 +124,7 @@ static void test_worker_down(void **state)
     expect_send(r, 1, 7, 1);
     assert_true(output(r, 7, 1, 1, 3, false));
     up(r, 8, 4, 0);
-    sl_router_worker_down(r, 7, 0);
+    sl_router_worker_down(r, 7, false, 0);
     expect_send(r, 1, 8, 2); /* no cancel: the link is gone */
     none(r);
     assert_false(output(r, 7, 1, 1, 1, false));
@@ -148,7 +148,7 @@ static void test_retries_are_bounded(void **state)
     for (uint64_t key = 1; key <= 3; key++) {
         expect_send(r, 1, key, (uint32_t)key);
         up(r, key + 1, 4, 0);
-        sl_router_worker_down(r, key, 0);
+        sl_router_worker_down(r, key, false, 0);
     }
     expect_fail(r, 1, SL_PEER);
     none(r);
@@ -168,7 +168,7 @@ static void test_class(void **state)
     expect_send(r, 2, 7, 1);
     assert_true(output(r, 7, 1, 1, 1, false));
     up(r, 8, 4, 222);
-    sl_router_worker_down(r, 7, 5);
+    sl_router_worker_down(r, 7, false, 5);
     expect_send(r, 2, 8, 2);
     none(r); /* 1 waits */
     assert_int_equal(sl_router_next_deadline(r), 1000);
@@ -210,62 +210,32 @@ static void test_retries_are_forgiven(void **state)
         up(r, key + 1, 4, 0);
         if (gives)
             assert_true(output(r, key, 1, (uint32_t)key, SL_ROUTER_FORGIVE_TOKENS, false));
-        sl_router_worker_down(r, key, 0);
+        sl_router_worker_down(r, key, false, 0);
     }
     expect_fail(r, 1, SL_PEER);
     none(r);
     sl_router_close(r);
 }
 
-static void up_site(struct sl_router *r, uint64_t key, uint32_t max_seqs, uint32_t weight_percent)
-{
-    struct sl_worker_desc d = {
-        .key = key, .max_seqs = max_seqs, .max_len = 100, .weight_percent = weight_percent};
-    assert_int_equal(sl_router_worker_up(r, &d, 0, NULL), SL_OK);
-    check(r);
-}
-
-/* Of two sites of one size, the one that weighs three times as much gets three times as much. */
-static void test_weights(void **state)
+/* Whoever could take a request ends its being stranded, though it has no room yet. */
+static void test_no_longer_stranded(void **state)
 {
     (void)state;
-    struct sl_router *r = open_with(base);
-    uint32_t n[2] = {0};
-    up_site(r, 0, 100, 100);
-    up_site(r, 1, 100, 300);
-    for (uint64_t id = 1; id <= 16; id++) {
-        submit(r, id);
-        n[next(r).worker_key]++;
-    }
-    assert_int_equal(n[0], 4);
-    assert_int_equal(n[1], 12);
-    sl_router_close(r);
-}
-
-/* A site grows and shrinks by its reports; what it has stays with it. */
-static void test_site_changes_size(void **state)
-{
-    (void)state;
-    struct sl_router *r = open_with(base);
-    struct sl_worker_load l = {.pages_free = 1, .pages_total = 1};
-    up_site(r, 7, 1, 0);
-    for (uint64_t id = 1; id <= 4; id++)
-        submit(r, id);
-    expect_send(r, 1, 7, 1);
+    struct sl_router *r = open_with(patient);
+    up(r, 7, 1, 0);
+    sl_router_worker_down(r, 7, false, 0);
+    submit(r, 1);
+    submit(r, 2);
+    sl_router_tick(r, 1);
+    uint64_t due = sl_router_next_deadline(r);
+    assert_true(due < UINT64_MAX);
+    up(r, 8, 1, 0);
+    expect_send(r, 1, 8, 1);
+    assert_int_equal(sl_router_next_deadline(r), UINT64_MAX);
+    sl_router_tick(r, due);
     none(r);
-    l.max_seqs = 3;
-    sl_router_worker_load(r, 7, &l, 1);
-    expect_send(r, 2, 7, 1);
-    expect_send(r, 3, 7, 1);
-    none(r);
-    l.max_seqs = 1;
-    sl_router_worker_load(r, 7, &l, 2);
-    check(r);
-    assert_true(output(r, 7, 1, 1, 1, true));
-    assert_true(output(r, 7, 2, 1, 1, true));
-    none(r);
-    assert_true(output(r, 7, 3, 1, 1, true));
-    expect_send(r, 4, 7, 1);
+    assert_true(output(r, 8, 1, 1, 1, true));
+    expect_send(r, 2, 8, 1);
     sl_router_close(r);
 }
 
@@ -274,7 +244,7 @@ static void test_stranded(void **state)
     (void)state;
     struct sl_router *r = open_with(base);
     up(r, 7, 4, 0);
-    sl_router_worker_down(r, 7, 0);
+    sl_router_worker_down(r, 7, false, 0);
     assert_int_equal(try_submit(r, 1, 0, 0), SL_OK);
     assert_int_equal(try_submit(r, 2, 0, 50), SL_OK);
     assert_int_equal(sl_router_next_deadline(r), 50);
@@ -304,7 +274,7 @@ static void test_waits_within_its_deadline(void **state)
         expect_send(r, id, 7, 1);
         assert_true(output(r, 7, id, 1, 2, false));
     }
-    sl_router_worker_down(r, 7, 1000);
+    sl_router_worker_down(r, 7, false, 1000);
     up(r, 8, 4, 1); /* another class */
     none(r);
     uint64_t due = sl_router_next_deadline(r);
@@ -319,7 +289,7 @@ static void test_waits_within_its_deadline(void **state)
     struct sl_worker_desc d = {.key = 9, .max_seqs = 4, .max_len = 100};
     assert_int_equal(sl_router_worker_up(r, &d, 2 * SL_ROUTER_STRANDED_NS, NULL), SL_OK);
     expect_send(r, 1, 9, 2);
-    sl_router_worker_down(r, 9, 2 * SL_ROUTER_STRANDED_NS);
+    sl_router_worker_down(r, 9, false, 2 * SL_ROUTER_STRANDED_NS);
     sl_router_tick(r, deadline);
     expect_fail(r, 1, SL_TIMEOUT);
     none(r);
@@ -590,7 +560,7 @@ static void test_losses_of_the_living(void **state)
     submit(r, 1);
     expect_send(r, 1, 7, 1);
     for (uint32_t i = 1; i <= 20; i++) { /* its link breaks, and it registers under another key */
-        sl_router_worker_down(r, 6 + i, 0);
+        sl_router_worker_down(r, 6 + i, false, 0);
         none(r);
         up_instance(r, 7 + i, 70);
         expect_send(r, 1, 7 + i, 1 + i);
@@ -598,17 +568,47 @@ static void test_losses_of_the_living(void **state)
     up_instance(r, 27, 70); /* again before its loss was seen */
     expect_cancel(r, 1, 27, 21);
     expect_send(r, 1, 27, 22);
-    sl_router_worker_down(r, 27, 0);
+    sl_router_worker_down(r, 27, false, 0);
     up_instance(r, 28, 71);
     expect_send(r, 1, 28, 23);
-    sl_router_worker_down(r, 28, 0);
+    sl_router_worker_down(r, 28, false, 0);
     up_instance(r, 29, 72);
     expect_send(r, 1, 29, 24);
     up_instance(r, 30, 71); /* it was not the second's end */
-    sl_router_worker_down(r, 29, 0);
+    sl_router_worker_down(r, 29, false, 0);
     expect_send(r, 1, 30, 25);
-    sl_router_worker_down(r, 30, 0);
+    sl_router_worker_down(r, 30, false, 0);
     expect_fail(r, 1, SL_PEER);
+    sl_router_close(r);
+}
+
+/* A link known to be all that was lost costs nothing, though nobody is heard of meanwhile. */
+static void test_new_links(void **state)
+{
+    (void)state;
+    struct sl_router *r = open_with(patient);
+    for (uint64_t key = 1; key <= 4; key++)
+        up_instance(r, key, 10 * key);
+    submit(r, 1);
+    for (uint32_t i = 1; i <= 4; i++) {
+        struct sl_action a = next(r);
+        assert_int_equal(a.kind, SL_ACT_SEND);
+        sl_router_worker_down(r, a.worker_key, true, 0);
+    }
+    up_instance(r, 5, 50);
+    expect_send(r, 1, 5, 5);
+    up_instance(r, 5, 50); /* under the same key */
+    expect_cancel(r, 1, 5, 5);
+    expect_send(r, 1, 5, 6);
+    sl_router_worker_down(r, 5, false, 0);
+    up_instance(r, 5, 51);
+    expect_send(r, 1, 5, 7);
+    sl_router_worker_down(r, 5, false, 0);
+    up_instance(r, 5, 52);
+    expect_send(r, 1, 5, 8); /* two deaths are allowed */
+    sl_router_worker_down(r, 5, false, 0);
+    expect_fail(r, 1, SL_PEER);
+    assert_int_equal(stats(r).n_moved, 7);
     sl_router_close(r);
 }
 
@@ -764,13 +764,13 @@ int main(void)
         cmocka_unit_test(test_refused_by_the_only),
         cmocka_unit_test(test_refused_for_being_full),
         cmocka_unit_test(test_losses_of_the_living),
+        cmocka_unit_test(test_new_links),
         cmocka_unit_test(test_silence_of_the_living),
         cmocka_unit_test(test_ordinals),
         cmocka_unit_test(test_cancel),
         cmocka_unit_test(test_deadlines),
         cmocka_unit_test(test_worker_drain),
-        cmocka_unit_test(test_weights),
-        cmocka_unit_test(test_site_changes_size),
+        cmocka_unit_test(test_no_longer_stranded),
         cmocka_unit_test(test_registers_again),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

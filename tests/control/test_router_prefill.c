@@ -122,7 +122,7 @@ static void test_prefill_owns_at_need(void **state)
     }
     submit(r, 12);
     none(r); /* waits for the decode worker, which is full */
-    sl_router_worker_down(r, 2, 1);
+    sl_router_worker_down(r, 2, false, 1);
     check(r);
     for (int i = 0; i < 2; i++) { /* no decode worker is left; the source of both was told */
         struct sl_action a = next(r);
@@ -143,7 +143,7 @@ static void test_a_lost_source_costs_nothing(void **state)
     submit(r, 10);
     expect_pair(r, 10, 2, 1);
     submit(r, 11);
-    sl_router_worker_down(r, 1, 1); /* 11 is not sent yet */
+    sl_router_worker_down(r, 1, false, 1); /* 11 is not sent yet */
     check(r);
     expect_pair(r, 11, 2, 0);
     none(r);

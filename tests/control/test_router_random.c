@@ -253,7 +253,7 @@ static void event_worker(struct world *w)
         MUST(w, !sl_router_worker_up(w->r, &d, w->now_ns, &err), "%s", err.msg);
     } else if (what < 3) {
         m->up = false;
-        sl_router_worker_down(w->r, m->key, w->now_ns);
+        sl_router_worker_down(w->r, m->key, false, w->now_ns);
     } else if (what == 3) {
         m->drained = true;
         sl_router_worker_drain(w->r, m->key);
@@ -340,7 +340,7 @@ static void run_dry(struct world *w)
     w->calm = true;
     for (uint32_t i = 0; i < WORKERS_MAX; i++)
         if (w->workers[i].up)
-            sl_router_worker_down(w->r, w->workers[i].key, w->now_ns);
+            sl_router_worker_down(w->r, w->workers[i].key, false, w->now_ns);
     for (uint32_t i = 0; i < WORKERS_MAX; i++)
         w->workers[i] =
             (struct worker_model){.key = ++w->next_key, .class_hash = i % 2, .up = i < 2};

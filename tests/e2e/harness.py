@@ -13,6 +13,7 @@ import time
 BIN = os.environ["SL_BIN"]
 TINY = os.environ["SL_TINY_MODEL"]
 SLOW = float(os.environ.get("SL_SLOW", "1"))  # sanitised builds are slower
+PATIENT = ("--shutdown-timeout", 600)  # for drains that must cut nothing, however slow the machine is
 
 
 def default_model():
@@ -20,6 +21,27 @@ def default_model():
     if os.environ.get("SL_TINY_ONLY"):
         return TINY
     return subprocess.run([BIN, "pull"], check=True, capture_output=True, text=True).stdout.strip()
+
+
+SANITIZERS = ("ERROR: AddressSanitizer", "runtime error:", "WARNING: ThreadSanitizer", "LeakSanitizer")
+
+
+def excerpt(text, n_lines=40, width=240):
+    """What a log tells in few words: its end, or a sanitizer's first finding. Whoever reads a failed run may
+    have but the beginning and the end of what a test printed."""
+    lines = [line[:width] for line in text.splitlines()]
+    for i, line in enumerate(lines):
+        if any(s in line for s in SANITIZERS):
+            return "\n".join(lines[i:i + 2 * n_lines])
+    return "\n".join(lines[-n_lines:])
+
+
+def show(error, *processes, n_lines=40):
+    """What failed, and the ends of the logs."""
+    print(f"failed: {str(error) or repr(error)}"[:2000])
+    for p in processes:
+        if os.path.exists(p.log.name):
+            print(f"--- the log of {p.proc.pid}, its end:\n{excerpt(p.text(), n_lines)}")
 
 
 class Server:
@@ -49,10 +71,10 @@ class Server:
             if m:
                 return int(m[1])
             if self.proc.poll() is not None:
-                raise RuntimeError(f"server exited with {self.proc.returncode}:\n{self.text()}")
+                raise RuntimeError(f"server exited with {self.proc.returncode}:\n{excerpt(self.text())}")
             time.sleep(0.02)
         self.kill()
-        raise RuntimeError("server is not ready:\n" + self.text())
+        raise RuntimeError("server is not ready:\n" + excerpt(self.text()))
 
     @property
     def url(self):
@@ -150,9 +172,8 @@ class Server:
         rc = self.proc.wait(60 * SLOW)
         text = self.text()
         os.unlink(self.log.name)
-        assert "ERROR: AddressSanitizer" not in text and "runtime error:" not in text and \
-            "WARNING: ThreadSanitizer" not in text and "LeakSanitizer" not in text, text
-        assert rc == expect, (rc, text)
+        assert not any(s in text for s in SANITIZERS), excerpt(text)
+        assert rc == expect, f"exit code {rc}, not {expect}:\n{excerpt(text)}"
 
     def kill(self):
         if self.proc.poll() is None:
@@ -162,9 +183,9 @@ class Server:
     def __enter__(self):
         return self
 
-    def __exit__(self, kind, *_):
+    def __exit__(self, kind, error=None, *_):
         if kind:
-            print(self.text())
+            show(error, self)
             self.kill()
         else:
             self.stop()
@@ -221,6 +242,34 @@ def read_stream(server, path, body, answer=None, last_id=None):
     return answer
 
 
+def difference(got, want):
+    """In words, how an Answer is not what it must be; None: it is."""
+    ends = {i: c["ends"] for i, c in got.choices.items()}
+    so_far = f"after {got.n_events} events, ends {ends}, last id {got.last_id}"
+    if got.error:
+        return f"error {got.error} {so_far}"
+    if not got.done:
+        return f"cut off {so_far}"
+    g, w = got.result(), want.result()
+    if g == w:
+        return None
+    for i, choice in w[0].items():
+        for name, x, y in zip(("text", "logprobs", "ids", "ends"), g[0].get(i, ("", {}, [], [])), choice):
+            if x != y and name in ("text", "ids"):
+                at = next((k for k, (p, q) in enumerate(zip(x, y)) if p != q), min(len(x), len(y)))
+                return f"choice {i}: {name} of {len(x)} differs from {len(y)} at {at}, {so_far}"
+            if x != y:
+                return f"choice {i}: {name} differ: {str(x)[:200]}, not {str(y)[:200]}, {so_far}"
+    return f"usage {g[1]}, not {w[1]}, {so_far}"
+
+
+def check_streams(answers, want):
+    """Every stream is what it must be; else says which is not, and how."""
+    wrong = [f"stream {i}: {d}" for i, (a, w) in enumerate(zip(answers, want)) if (d := difference(a, w))]
+    assert len(answers) <= len(want)
+    assert not wrong, f"{len(wrong)} of {len(answers)} streams are wrong: " + "; ".join(wrong[:8])
+
+
 class Refused(Exception):
     """A stream that was answered with an error: status and body."""
 
@@ -252,6 +301,10 @@ class Worker:
     def pid(self):
         return self.proc.pid
 
+    def text(self):
+        with open(self.log.name, errors="replace") as f:
+            return f.read()
+
     def signal(self, signum):
         self.proc.send_signal(signum)
 
@@ -265,10 +318,9 @@ class Worker:
         if self.proc.poll() is None:
             self.proc.terminate()
         rc = self.proc.wait(60 * SLOW)
-        with open(self.log.name, errors="replace") as f:
-            text = f.read()
+        text = self.text()
         os.unlink(self.log.name)
-        assert rc == expect and "Sanitizer" not in text, (rc, text)
+        assert rc == expect and "Sanitizer" not in text, f"exit code {rc}, not {expect}:\n{excerpt(text)}"
 
 
 def free_port():

@@ -17,7 +17,7 @@ class Link:
         self.random = random.Random(f"{o.seed}/{number}")
         self.open = asyncio.Event()
         self.open.set()
-        self.n = {"bytes": 0, "flipped": 0, "cut": 0, "clogged": 0}
+        self.n = {"delayed": 0, "flipped": 0, "cut": 0, "clogged": 0}
 
     async def pump(self, reader, writer):
         r = self.random
@@ -26,6 +26,7 @@ class Link:
                 await self.open.wait()
                 if self.o.delay:
                     await asyncio.sleep(r.uniform(*self.o.delay) / 1e3)
+                    self.n["delayed"] += 1
                 if r.random() < self.o.flip:
                     data = bytearray(data)
                     data[r.randrange(len(data))] ^= 1 << r.randrange(8)
@@ -33,7 +34,6 @@ class Link:
                 if r.random() < self.o.cut:
                     self.n["cut"] += 1
                     break
-                self.n["bytes"] += len(data)
                 writer.write(data)
                 await writer.drain()
         except OSError:

@@ -149,6 +149,19 @@ class Cli(unittest.TestCase):
                 self.assertEqual(here[0], 0, here[2])
                 self.assertEqual(here[1], there[1], text)
 
+    def test_nul_in_a_dialogue(self):
+        """A model may write the byte 0, and somebody type it; the dialogue goes on, here and at a server."""
+        lines, said = "a\0b\n" + 9 * "hi\n", 0
+        with Server() as s:
+            for seed in (1, 5, 6, 8):
+                args = ("--max-tokens", 60, "--temperature", 2, "--seed", seed)
+                here = run("chat", TINY, *args, input=lines)
+                self.assertEqual((here[0], here[2]), (0, ""))
+                there = run("chat", "--url", s.url, *args, input=lines)
+                self.assertEqual(there, here)
+                said += "\0" in here[1]
+        self.assertGreater(said, 0)
+
     def test_tokenize_and_inspect(self):
         rc, out, _ = run("tokenize", "--model", TINY, "--text", "hello", "--json")
         self.assertEqual(rc, 0)

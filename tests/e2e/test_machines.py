@@ -14,7 +14,7 @@ from nets import Net, Tap, own_network
 
 own_network()
 
-from harness import Router, Server, Worker, run, until_true, wait_until  # noqa: E402
+from harness import Router, Server, Worker, run, show, until_true, wait_until  # noqa: E402
 from test_ranks import SLOW, answer, answers, body, layout, make_model, pids  # noqa: E402
 
 HERE, THERE = "10.91.0.1", "10.91.0.2"
@@ -50,8 +50,8 @@ class Stream(threading.Thread):
 class Cluster:
     """A router and a model over two ranks, one here, one there."""
 
-    def __init__(self, net, model):
-        self.net, self.model = net, model
+    def __init__(self, net, model, args=()):
+        self.net, self.model, self.args = net, model, args
         self.dir = tempfile.TemporaryDirectory(prefix="sluice-machines-")
         self.keys = self.dir.name + "/keys"
         rc, _, err = run("keygen", "--curve-dir", self.keys, "--nodes", "router:r,worker:w0,worker:w1")
@@ -67,7 +67,7 @@ class Cluster:
         self.ranks[rank] = Worker(
             self.router, model=self.model, prefix=self.net.inside(0) if rank else (),
             args=("--curve-dir", f"{self.keys}/w{rank}", "--rank", rank, "--master-addr", HERE, "--master-port",
-                  RANKS_PORT, "--host-ip", THERE if rank else HERE, *layout(2, 1)))
+                  RANKS_PORT, "--host-ip", THERE if rank else HERE, *layout(2, 1), *self.args))
 
     def log(self, rank):
         with open(self.ranks[rank].log.name) as f:
@@ -76,15 +76,16 @@ class Cluster:
     def __enter__(self):
         return self
 
-    def __exit__(self, kind, *_):
+    def __exit__(self, kind, error, *_):
         if kind:
-            print(self.router.text(), self.log(0), self.log(1), sep="\n---\n")
+            show(error, self.router, *self.ranks, n_lines=20)
             for r in self.ranks:
                 r.kill()
             self.router.kill()
         else:
             self.ranks[0].stop()
-            self.ranks[1].stop()  # rank 0 took its leave
+            self.ranks[1].proc.wait(60 * SLOW)  # rank 0 took its leave
+            self.ranks[1].stop()
             self.router.stop()
         self.dir.cleanup()
 
@@ -101,8 +102,8 @@ class Machines(unittest.TestCase):
             cls.expected = answers(s, 8)
             cls.long = answer(s, body(1, TOKENS))[0]
 
-    def cluster(self):
-        return Cluster(self.net, self.model)
+    def cluster(self, *args):
+        return Cluster(self.net, self.model, args)
 
     def test_answers_alike(self):
         tap = Tap(0)
@@ -133,6 +134,29 @@ class Machines(unittest.TestCase):
                 c.start(1)
                 self.assertEqual(stream.text(), self.long)
                 wait_until("another rank 1", lambda: len(pids(c.router)) == 2 and pids(c.router)[1] != before[1])
+                self.assertEqual(pids(c.router)[0], before[0])
+                self.assertEqual(answers(c.router, 8), self.expected)
+                return running
+        until_true("killed in mid-stream", attempt)
+
+    def test_rank_that_stays_away(self):
+        """Rank 0 goes on alone, in mid-stream; when the other is started again, whatever runs, it takes part."""
+        def attempt():
+            with self.cluster("--rank-return-ms", 500) as c:
+                before = pids(c.router)
+                stream = Stream(c.router, body(1, TOKENS))
+                c.ranks[1].kill()
+                running = stream.is_alive()
+                self.assertEqual(stream.text(), self.long)
+                wait_until("rank 0 alone", lambda: [(w["pid"], w["tp"]) for w in c.router.workers()]
+                           == [(before[0], 1)])
+                self.assertEqual(answers(c.router, 8), self.expected)
+                c.start(1)
+
+                def grown():
+                    self.assertEqual(answer(c.router, body(1, TOKENS))[0], self.long)
+                    return len(pids(c.router)) == 2
+                wait_until("both ranks", grown, 60)
                 self.assertEqual(pids(c.router)[0], before[0])
                 self.assertEqual(answers(c.router, 8), self.expected)
                 return running

@@ -11,7 +11,7 @@ import tempfile
 import threading
 import unittest
 
-from harness import BIN, SLOW, Server, default_model, in_parallel, run, wait_until
+from harness import BIN, PATIENT, SLOW, Server, default_model, in_parallel, run, wait_until
 
 ROUNDS = int(os.environ.get("SL_ROUNDS", "4"))
 TOOL = os.environ["SL_TINY_TOOL"]
@@ -216,27 +216,38 @@ class Ranks(unittest.TestCase):
             self.assertEqual(answers(s, 8), self.expected)
 
     def test_fewer_ranks(self):
-        """A rank that cannot come back, since the model file is gone: rank 0 computes all of it alone."""
+        """A rank that cannot come back, since the model file is gone: rank 0 computes all of it alone, until
+        the file is there again and with it, under running streams, all ranks."""
         model = os.path.join(self.folder.name, "moved.gguf")
         shutil.copy(self.model, model)
         with Server(model=self.model) as s:
             want = answer(s, body(3, 1200))[0]
-        with Server(*layout(3, 1), "--threads", 1, model=model) as s:
+        with Server(*layout(3, 1), "--threads", 1, "--rank-restarts", 2, model=model) as s:
             wait_until("all ranks", lambda: len(pids(s)) == 3)
             before = pids(s)
             t, got = self.streaming(s, body(3, 1200))
-            os.unlink(model)
+            os.rename(model, model + ".away")
             os.kill(before[2], signal.SIGKILL)
             t.join(120 * SLOW)
             self.assertEqual("".join(got), want)
             wait_until("a group of one", lambda: [(w["pid"], w["tp"], w["weight_bytes"]) for w in s.workers()]
                        == [(before[0], 1, self.weights)])
             self.assertEqual(answers(s, 8), self.expected)
-            self.assertEqual(len(children(s.proc.pid)), 1)
+            wait_until("tries leave nobody", lambda: len(children(s.proc.pid)) == 1)
+            os.rename(model + ".away", model)
+
+            def grown():
+                self.assertEqual(answer(s, body(3, 1200))[0], want)
+                return len(pids(s)) == 3
+            wait_until("all ranks", grown, 60)
+            self.assertEqual(pids(s)[0], before[0])
+            self.assertEqual(answers(s, 8), self.expected)
+            self.assertEqual({(w["tp"], w["pp"]) for w in s.workers()}, {(3, 1)})
+            self.assertEqual(len(children(s.proc.pid)), 3)
 
     def test_group_signal_drains(self):
         """A SIGTERM to the whole process group cuts no stream, and leaves nobody behind."""
-        s = Server(*layout(2, 1), "--threads", 1, model=self.model)
+        s = Server(*layout(2, 1), *PATIENT, "--threads", 1, model=self.model)
         first, got = threading.Event(), []
 
         def stream():

@@ -101,10 +101,10 @@ class Cluster:
     def __enter__(self):
         return self
 
-    def __exit__(self, kind, *_):
+    def __exit__(self, kind, error, *_):
+        if kind:
+            show(error, *self.routers, n_lines=20)
         for r in self.routers:
-            if kind:
-                print(r.text())
             r.kill() if kind else r.stop()
         for w in self.workers:
             if not kind:

@@ -11,7 +11,7 @@ import threading
 import time
 import unittest
 
-from harness import SLOW, Router, Server, Worker, free_port, read_stream, run, wait_until
+from harness import SLOW, Router, Server, Worker, free_port, read_stream, run, show, wait_until
 
 N_SQUATTERS = int(os.environ.get("SL_SQUATTERS", "1000"))
 GROWTH_MAX_KIB = 32 * 1024
@@ -120,9 +120,9 @@ class Cluster:
     def __enter__(self):
         return self
 
-    def __exit__(self, kind, *_):
+    def __exit__(self, kind, error, *_):
         if kind:
-            print(self.router.text())
+            show(error, self.router, *self.workers, n_lines=20)
         for w in self.workers:
             w.kill()
         self.router.kill() if kind else self.router.stop()

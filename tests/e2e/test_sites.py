@@ -15,7 +15,7 @@ from nets import Net, own_network, sh
 
 own_network("iptables")
 
-from harness import Router, Worker, run, until_true, wait_until  # noqa: E402
+from harness import Router, Worker, check_streams, run, show, until_true, wait_until  # noqa: E402
 from test_failover import metric, run_streams  # noqa: E402
 
 N = 16
@@ -53,8 +53,12 @@ class World:
         binds = ",".join(f"tcp://10.90.{k}.1:{PORT}" for k in range(3))
         self.top = Router("--curve-dir", f"{keys}/hub", bus=binds)
         self.sites = [Site(k, net.inside(k), keys, port) for k in range(3)]
-        self.top.wait_ready()
-        self.wait(NAMES)
+        try:
+            self.top.wait_ready()
+            self.wait(NAMES, 60)
+        except BaseException as e:
+            self.__exit__(type(e), e)
+            raise
 
     def names(self):
         return {p["site"] for p in self.top.ps() if p["role"] == "site"}
@@ -65,11 +69,9 @@ class World:
     def __enter__(self):
         return self
 
-    def __exit__(self, kind, *_):
+    def __exit__(self, kind, error, *_):
         if kind:
-            print(self.top.text())
-            for s in self.sites:
-                print(s.router.text())
+            show(error, self.top, *(s.router for s in self.sites), n_lines=12)
         for s in self.sites:
             s.end()
         self.top.kill()
@@ -108,8 +110,7 @@ class Sites(unittest.TestCase):
         router.stop()
 
     def check(self, answers):
-        exact = sum(a.result() == w.result() for a, w in zip(answers, self.want))
-        self.assertEqual(exact, N)
+        check_streams(answers, self.want)
 
     def test_partition_heals(self):
         """Five seconds without one site: its streams go on at the others, and it comes back."""
@@ -155,18 +156,17 @@ class Sites(unittest.TestCase):
     def test_bad_network(self):
         """Delay, flipped bits, cut connections, clogged links; afterwards all sites are back."""
         seed = int(os.environ.get("SL_SEED", "1"))
-        for name, args in (("delay", ["--delay-ms", "1:40"]), ("damage", ["--flip", "0.003", "--cut", "0.002"]),
-                           ("clog", ["--clog"])):
-            with self.subTest(name, seed=seed):
+        for args in (["--delay-ms", "1:40"], ["--flip", "0.003", "--cut", "0.002"], ["--clog"]):
+            with self.subTest(" ".join(args), seed=seed):
                 p = Proxy(seed, *args)
                 try:
                     with World(self.net, PROXY_PORT) as w:
-                        for _ in range(2):
+                        def attempt():
                             self.check(run_streams(w.top, N, max_tokens=1500))
-                        n = p.counters()
-                        self.assertGreater(n["bytes"], 0)
-                        if name == "damage":
-                            self.assertGreater(n["flipped"] + n["cut"], 0)
+                            n = p.counters()
+                            return n["delayed"] + n["flipped"] + n["cut"] + n["clogged"] > 0
+                        attempt()
+                        until_true("the network was bad", attempt, 20)
                         w.wait(NAMES, 60)
                 finally:
                     p.end()

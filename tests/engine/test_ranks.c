@@ -404,6 +404,45 @@ static void fewer_ranks_go_on(void **state)
     close_rig(&r);
 }
 
+/* They come back while rank 0 computes alone: it takes them in, whatever runs; twice. */
+static void ranks_come_back(void **state)
+{
+    (void)state;
+    struct answer a[N_REQUESTS];
+    struct rig r;
+    struct sl_engine_config cfg = config();
+    open_rig(&r, 3, 1, &cfg);
+    wait_state(r.e[0], SL_GROUP_UP, 1);
+    for (uint32_t round = 0; round < 2; round++) {
+        submit_all(r.e[0], a);
+        uint32_t n = collect(r.e[0], a, N_REQUESTS, 30);
+        sl_engine_close(r.e[1 + round]);
+        sl_engine_regroup(r.e[0]);
+        wait_state(r.e[0], SL_GROUP_FORMING, 1 + 2 * round);
+        sl_engine_shrink(r.e[0], 1, 1);
+        n += collect(r.e[0], a, N_REQUESTS - n, 60);
+        assert_true(n < N_REQUESTS);
+        struct sl_engine_group g = wait_state(r.e[0], SL_GROUP_UP, 2 + 2 * round);
+        assert_int_equal(g.n_ranks, 1);
+        collect(r.e[0], a, N_REQUESTS - n, UINT32_MAX);
+        expect_same(a, "alone");
+        open_rank(&r, 1 + round);
+        for (int i = 0; g.n_formed < 3 + 2 * round && i < 10000; i++) { /* whenever they come */
+            submit_all(r.e[0], a);
+            collect(r.e[0], a, N_REQUESTS, UINT32_MAX);
+            expect_same(a, "while ranks come back");
+            sl_engine_group(r.e[0], &g);
+        }
+        g = wait_state(r.e[0], SL_GROUP_UP, 3 + 2 * round);
+        assert_int_equal(g.n_ranks, 3);
+        submit_all(r.e[0], a);
+        collect(r.e[0], a, N_REQUESTS, UINT32_MAX);
+        expect_same(a, "with all ranks again");
+        expect_idle(r.e[0]);
+    }
+    close_rig(&r);
+}
+
 /* Requests that come while nobody is there wait. */
 static void a_group_forms_late(void **state)
 {
@@ -523,6 +562,7 @@ int main(void)
         cmocka_unit_test(cancels_free_pages),
         cmocka_unit_test(a_lost_rank_is_only_a_pause),
         cmocka_unit_test(fewer_ranks_go_on),
+        cmocka_unit_test(ranks_come_back),
         cmocka_unit_test(a_group_forms_late),
         cmocka_unit_test(figures_of_the_ranks),
         cmocka_unit_test(unequal_ranks_are_refused),

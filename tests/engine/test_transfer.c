@@ -25,6 +25,7 @@ struct answer {
 
 static struct sl_buf model_bytes = {.cap_bytes = (size_t)64 << 20};
 static struct sl_gguf *gguf;
+static struct tiny_model tiny;
 static struct answer expected[N_REQUESTS];
 static uint32_t prompts[N_REQUESTS][PROMPT_MAX];
 
@@ -112,7 +113,7 @@ static int setup(void **state)
 {
     (void)state;
     struct sl_err err;
-    struct tiny_model m = tiny_model_default();
+    struct tiny_model m = tiny = tiny_model_default();
     if (tiny_model_buf(&m, &model_bytes, &err) ||
         sl_gguf_parse(model_bytes.data, model_bytes.len, false, &gguf, &err)) {
         fprintf(stderr, "%s\n", err.msg);
@@ -149,9 +150,19 @@ static struct sl_export *begin_export(struct sl_engine *e, uint32_t i)
     struct sl_engine_request q = request(i);
     struct sl_export *x;
     struct sl_err err;
-    if (sl_export_open(e, &q, &x, &err))
+    if (sl_export_open(e, &q, NULL, 0, &x, &err))
         fail_msg("%s", err.msg);
     return x;
+}
+
+static struct sl_export_reader *begin_reading(struct sl_export *x, uint32_t first)
+{
+    struct sl_kv_part part = {0, tiny.n_layers, 0, tiny.n_kv_heads};
+    struct sl_export_reader *r;
+    struct sl_err err;
+    if (sl_export_read(x, &part, first, &r, &err))
+        fail_msg("%s", err.msg);
+    return r;
 }
 
 /* --- carrying --------------------------------------------------------------------------------- */
@@ -175,20 +186,21 @@ static uint32_t carry(struct sl_engine *from, struct sl_engine *to, uint32_t i, 
     if (sl_import_open(to, q.seq.salt, q.seq.tokens, n_pages, 20000, &im, &err))
         fail_msg("%s", err.msg);
     first = sl_import_first(im);
-    end = sl_import_reserve(im, 20000);
+    end = sl_import_reserve(im, NULL, 0, 20000);
     assert_memory_equal(sl_import_keys(im), sl_export_key(x, 0), 32 * (size_t)n_pages);
-    sl_export_skip(x, first);
+    struct sl_export_reader *r = begin_reading(x, first);
+    struct sl_kv_part part = sl_engine_kv_part(to);
     uint32_t most = pages_max < end - first ? pages_max : end - first;
     while (n_complete < most) {
-        sl_export_next(x, 1000, &u);
+        sl_export_next(r, 1000, &u);
         if (u.kind == SL_EXPORT_END)
             break;
         if (u.kind == SL_EXPORT_ROW) {
             assert_int_equal(u.layer, n_rows[u.page]++);
             if (u.page >= end)
                 continue;
-            uint8_t *row = sl_import_row(im, u.page, u.layer);
-            memcpy(row, u.row, layout.row_bytes);
+            uint8_t *row = sl_import_row(im, u.page, u.layer, &part);
+            memcpy(row, u.row, layout.n_heads * layout.head_bytes);
             row[3] ^= u.page == spoil_page && u.layer + 1 == layout.n_layers;
         }
         if (u.kind == SL_EXPORT_PAGE) {
@@ -199,6 +211,7 @@ static uint32_t carry(struct sl_engine *from, struct sl_engine *to, uint32_t i, 
             n_complete++;
         }
     }
+    sl_export_read_end(r);
     sl_export_close(x);
     sl_import_close(im, n_complete);
     finish(from); /* the prefill itself */
@@ -285,19 +298,23 @@ static void cancel_and_close_give_pages_back(void **state)
     struct sl_export_unit u;
     for (uint32_t n_units = 0; n_units < 40; n_units += 3) {
         struct sl_export *x = begin_export(e, 9);
+        struct sl_export_reader *r = begin_reading(x, 0);
         for (uint32_t k = 0; k < n_units; k++)
-            sl_export_next(x, 1000, &u);
-        if (n_units % 2)
+            sl_export_next(r, 1000, &u);
+        if (n_units % 2) {
             sl_engine_cancel(e, 10);
-        else
+        } else {
+            sl_export_read_end(r);
             sl_export_close(x);
+        }
         struct answer a = finish(e);
         if (n_units % 2) {
             assert_true(a.end == SL_END_CANCELLED || a.end == SL_END_LENGTH);
             do
-                sl_export_next(x, 1000, &u);
+                sl_export_next(r, 1000, &u);
             while (u.kind != SL_EXPORT_END);
             assert_int_equal(u.status, a.end == SL_END_LENGTH ? SL_OK : SL_CANCELLED);
+            sl_export_read_end(r);
             sl_export_close(x);
         }
         expect_no_leak(e);
@@ -314,7 +331,7 @@ static void forgotten_exports_leave_room(void **state)
     struct sl_engine *e = open_engine(0, true, 0);
     assert_true(sl_engine_kv_layout(e, &l));
     sl_engine_close(e);
-    e = open_engine(0, true, (uint64_t)l.row_bytes * l.n_layers * 48); /* 48 pages */
+    e = open_engine(0, true, (uint64_t)l.head_bytes * l.n_heads * l.n_layers * 48); /* 48 pages */
     struct sl_export *x[3];
     for (uint32_t i = 0; i < 3; i++) {
         x[i] = begin_export(e, 7 + i);
@@ -327,9 +344,11 @@ static void forgotten_exports_leave_room(void **state)
         expect_same(&a, i, "beside forgotten exports");
     }
     struct sl_export_unit u;
+    struct sl_export_reader *r = begin_reading(x[2], 0);
     do
-        sl_export_next(x[2], 1000, &u);
+        sl_export_next(r, 1000, &u);
     while (u.kind != SL_EXPORT_END);
+    sl_export_read_end(r);
     assert_int_equal(u.status, SL_NO_MEMORY);
     for (uint32_t i = 0; i < 3; i++)
         sl_export_close(x[i]);
@@ -346,15 +365,15 @@ static void imports_leave_room(void **state)
     struct sl_engine *e = open_engine(0, true, 0);
     assert_true(sl_engine_kv_layout(e, &l));
     sl_engine_close(e);
-    e = open_engine(0, true, (uint64_t)l.row_bytes * l.n_layers * 24); /* 24 pages */
+    e = open_engine(0, true, (uint64_t)l.head_bytes * l.n_heads * l.n_layers * 24); /* 24 pages */
     struct sl_engine_request q = request(9);
     struct sl_import *im[3];
     struct sl_err err;
     for (uint32_t i = 0; i < 3; i++)
         assert_int_equal(sl_import_open(e, q.seq.salt, q.seq.tokens, 18, 20000, &im[i], &err),
                          SL_OK);
-    assert_int_equal(sl_import_reserve(im[0], 20000), 12);
-    assert_int_equal(sl_import_reserve(im[1], 20000), 0);
+    assert_int_equal(sl_import_reserve(im[0], NULL, 0, 20000), 12);
+    assert_int_equal(sl_import_reserve(im[1], NULL, 0, 20000), 0);
     struct answer a = run(e, 4);
     expect_same(&a, 4, "beside imports");
     for (uint32_t i = 0; i < 3; i++)
@@ -373,14 +392,14 @@ static void refusals(void **state)
     struct sl_export *x;
     struct sl_import *im;
     struct sl_err err;
-    assert_int_equal(sl_export_open(plain, &q, &x, &err), SL_UNSUPPORTED);
+    assert_int_equal(sl_export_open(plain, &q, NULL, 0, &x, &err), SL_UNSUPPORTED);
     assert_int_equal(sl_import_open(plain, q.seq.salt, q.seq.tokens, 1, 1000, &im, &err),
                      SL_UNSUPPORTED);
     q.seq.n_tokens = q.seq.n_prompt = 16;
-    assert_int_equal(sl_export_open(e, &q, &x, &err), SL_INVALID);
+    assert_int_equal(sl_export_open(e, &q, NULL, 0, &x, &err), SL_INVALID);
     q.seq.n_tokens = q.seq.n_prompt = 17;
     prompts[3][16] = UINT32_MAX;
-    assert_int_equal(sl_export_open(e, &q, &x, &err), SL_INVALID);
+    assert_int_equal(sl_export_open(e, &q, NULL, 0, &x, &err), SL_INVALID);
     sl_engine_close(e);
     sl_engine_close(plain);
 }
@@ -395,7 +414,7 @@ static void close_with_work_inside(void **state)
     struct sl_err err;
     struct sl_export *x = begin_export(e, 9);
     assert_int_equal(sl_import_open(e, q.seq.salt, q.seq.tokens, 5, 20000, &im, &err), SL_OK);
-    assert_int_equal(sl_import_reserve(im, 20000), 5);
+    assert_int_equal(sl_import_reserve(im, NULL, 0, 20000), 5);
     sl_export_close(x);
     sl_import_close(im, 0);
     sl_engine_close(e);

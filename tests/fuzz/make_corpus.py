@@ -77,22 +77,38 @@ def main(tiny):
     put("grpc", "numbers", field(5, tensor + field(5, field(2, b"\1\2") + field(6, bytes(4)) + field(1, b"\1"))))
     put("grpc", "empty", b"")
 
-    def plan(tokens, pos, q, pg, pages, rows, seqs, kind=1):
-        head = struct.pack("=IIQIIII", 0x50354C53, kind, 9, len(q) - 1, len(tokens), len(rows), len(pages))
-        return head + b"".join(struct.pack("=I", x) for part in (tokens, pos, q, pg, pages, rows, seqs) for x in part)
+    def plan(tokens, pos, q, pg, pages, rows, seqs, kind=1, exports=()):
+        head = struct.pack("=IIQQIIIIIIII", 0x50364C53, kind, 9, 8, len(q) - 1, len(tokens), len(rows), len(pages),
+                           len(exports), 0, 0, 0)
+        exports = [x for e in exports for x in e]
+        return head + b"".join(struct.pack("=I", x) for part in (tokens, pos, q, pg, pages, rows, seqs, exports)
+                               for x in part)
+
+    def transfer(kind, first, keys, pages=(), note=b""):
+        head = struct.pack("=IIQQIIIIIIII", 0x50364C53, kind, 9, 8, 0, 0, 0, keys, 0, first, len(note), 0)
+        return head + b"".join(struct.pack("=I", x) for x in pages) + bytes(range(32)) * keys + note
+
+    put("plan", "export", transfer(4, 0, 2, note=b"ticket"))
+    put("plan", "import", transfer(5, 1, 3, (7, 19, 0), b"where"))
+    put("plan", "end", transfer(6, 0, 0))
+    put("plan", "charter", transfer(7, 0, 0, note=bytes(40)))
+    put("plan", "exports", plan(list(range(16)), list(range(16)), [0, 16], [0, 4], [1, 2, 3, 4], [], [],
+                                exports=[(0, 4, 1, 0)]))
 
     put("plan", "decode", plan([7], [5], [0, 1], [0, 2], [3, 19], [0], [0]))
     put("plan", "mixed", plan([7, 99, 1, 2, 3, 4, 5, 6], [5, 12, 8, 9, 10, 11, 12, 13], [0, 1, 2, 8], [0, 2, 6, 10],
                               [3, 19, 0, 1, 2, 4, 5, 6, 7, 8], [0, 1], [0, 1]))
     put("plan", "chunk", plan(list(range(16)), list(range(16)), [0, 16], [0, 4], [1, 2, 3, 4], [], []))
-    put("plan", "status", plan([], [], [0], [0], [], [], [], kind=2)[:40])
+    put("plan", "status", plan([], [], [0], [0], [], [], [], kind=2)[:56])
 
     def frame(kind, page=0, layer=0, seq=0, value=0, payload=b""):
-        return struct.pack("<IBBHIIIIIIQQ", 0x564b4c53, kind, 1, 0, 0, 1, page, layer, len(payload), seq, value,
+        return struct.pack("<IBBHIIIIIIQQ", 0x564b4c53, kind, 2, 0, 0, 1, page, layer, len(payload), seq, value,
                            0) + payload
 
-    ask = struct.pack("<IIIIII", 0, 4, 16, 2, 8, 0) + bytes(32)
-    rows = [frame(3, page, layer, 2 * page + layer, 0, bytes(8)) for page in (0, 1) for layer in (0, 1)]
+    ask = struct.pack("<IIIIII", 0, 4, 16, 2, 1, 8) + bytes(32) + struct.pack("<IIIIII", 0, 2, 0, 1, 1, 0)
+    ranks = struct.pack("<I", 2) + b"".join(struct.pack("<IIIIII", i, 1, 0, 1, 1, 5) + b"shm:a" for i in (0, 1))
+    put("bulk", "map", frame(8) + frame(8, payload=ranks))
+    rows = [frame(3, page, layer, 2 * page + layer, 1, bytes(8)) for page in (0, 1) for layer in (0, 1)]
     put("bulk", "transfer", frame(1, value=7, payload=ask) + frame(2) + b"".join(rows) +
         frame(4, 0, payload=bytes(32)) + frame(4, 1, payload=b"\1" + bytes(31)) + frame(5) + frame(6))
     put("bulk", "ack", frame(7, seq=3) + frame(1, page=16, payload=ask))

@@ -101,7 +101,7 @@ static void lost(struct sim *s, struct sim_router *r, const struct sl_member_act
     sim_trace(s, "r%u lost %llu why %d", r->index, (unsigned long long)a->key, (int)a->why);
     MUST(s, p->used && p->key == a->key, "router %u lost a peer it does not have", r->index);
     if (p->joined)
-        sl_router_worker_down(r->router, p->key, clock_of(s, r));
+        sl_router_worker_down(r->router, p->key, sl_lost_lives(a->why), clock_of(s, r));
     *p = (struct peer){0};
     bool answered = a->why == SL_LOST_REFUSED || a->why == SL_LOST_GAP;
     if (!answered && !find_peer(r, a->key))

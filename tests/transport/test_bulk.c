@@ -1,206 +1,7 @@
 /* Pages arrive as they were sent or not at all: over shared memory and TCP, whatever is flipped,
  * cut off or claimed on the way, whoever dies or falls silent; what was complete before stays good.
  */
-#include "bulk/frame.h"
-#include "bulk/link.h"
-
-#include <sluice/base/containers.h>
-#include <sluice/base/fault.h>
-#include <sluice/base/limits.h>
-#include <sluice/base/time.h>
-#include <sluice/transport/bulk.h>
-
-#include <arpa/inet.h>
-#include <poll.h>
-#include <pthread.h>
-#include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
-#include <sys/mman.h>
-#include <sys/socket.h>
-#include <unistd.h>
-
-#include <setjmp.h>
-#include <stdarg.h>
-#include <stddef.h>
-#include <cmocka.h>
-
-enum {
-    N_PAGES = 7,
-    N_LAYERS = 3,
-    ROW = 4000,
-    BIG_ROW = SL_LIMIT_bulk_window_bytes / 3,
-    CHUNK = 3,
-    TICKET = 77
-};
-
-static struct sl_bulk_layout layout = {
-    .class_hash = 0x1234, .page_size = 16, .n_layers = N_LAYERS, .row_bytes = ROW};
-
-/* --- a source: pages in chunks, each layer by layer ------------------------------------------- */
-
-struct source {
-    uint8_t *rows; /* [N_PAGES, N_LAYERS, layout.row_bytes] */
-    uint8_t keys[N_PAGES][32];
-    uint32_t stall_at; /* pages after which nothing comes any more; N_PAGES: never */
-    uint32_t n_waits;  /* WAITs before the first row */
-    int block_ms;      /* before anything is said */
-    atomic_uint n_open, n_closed;
-};
-struct cursor {
-    struct source *s;
-    uint32_t first, page, layer, end, n_pages, n_waits; /* of the chunk */
-    bool rows_done;
-};
-
-static size_t rows_bytes(void)
-{
-    return (size_t)N_PAGES * N_LAYERS * layout.row_bytes;
-}
-
-static size_t row_offset(uint32_t page, uint32_t layer)
-{
-    return ((size_t)page * N_LAYERS + layer) * layout.row_bytes;
-}
-
-static void source_fill(struct source *s, uint64_t seed)
-{
-    struct sl_rng rng = {.seed = seed};
-    free(s->rows);
-    memset(s, 0, sizeof *s);
-    s->stall_at = N_PAGES;
-    s->rows = malloc(rows_bytes());
-    assert_non_null(s->rows);
-    for (size_t i = 0; i < rows_bytes(); i += 8) {
-        uint64_t x = sl_rng_u64(&rng);
-        memcpy(s->rows + i, &x, rows_bytes() - i < 8 ? rows_bytes() - i : 8);
-    }
-    for (size_t i = 0; i < sizeof s->keys; i++)
-        s->keys[i / 32][i % 32] = (uint8_t)sl_rng_u64(&rng);
-}
-
-static void *source_open(void *ctx, const struct sl_bulk_ask *ask, struct sl_err *err)
-{
-    struct source *s = ctx;
-    if (ask->ticket != TICKET || ask->n_pages > N_PAGES ||
-        memcmp(ask->last_key, s->keys[ask->n_pages - 1], 32) != 0) {
-        sl_fail(err, SL_NOT_FOUND, "no such ticket");
-        return NULL;
-    }
-    struct cursor *c = calloc(1, sizeof *c);
-    assert_non_null(c);
-    *c = (struct cursor){.s = s, .first = ask->first, .n_pages = ask->n_pages};
-    c->page = c->first;
-    c->end = c->first + CHUNK < c->n_pages ? c->first + CHUNK : c->n_pages;
-    s->n_open++;
-    return c;
-}
-
-static void source_next(void *ctx, void *source, uint32_t wait_ms, struct sl_bulk_unit *u)
-{
-    struct source *s = ctx;
-    struct cursor *c = source;
-    *u = (struct sl_bulk_unit){.kind = SL_BULK_WAIT};
-    if (s->block_ms)
-        poll(NULL, 0, s->block_ms);
-    if (c->n_waits++ < s->n_waits)
-        return;
-    if (c->first == c->n_pages) {
-        u->kind = SL_BULK_END;
-    } else if (c->first >= s->stall_at) {
-        poll(NULL, 0, (int)wait_ms);
-    } else if (!c->rows_done) {
-        u->kind = SL_BULK_ROW;
-        u->page = c->page;
-        u->layer = c->layer;
-        u->row = s->rows + row_offset(c->page, c->layer);
-        if (++c->page == c->end) {
-            c->page = c->first;
-            c->rows_done = ++c->layer == N_LAYERS;
-        }
-    } else {
-        u->kind = SL_BULK_PAGE;
-        u->page = c->first;
-        memcpy(u->key, s->keys[c->first], 32);
-        if (++c->first == c->end) {
-            c->end = c->first + CHUNK < c->n_pages ? c->first + CHUNK : c->n_pages;
-            c->page = c->first;
-            c->layer = 0;
-            c->rows_done = false;
-        }
-    }
-}
-
-static void source_close(void *ctx, void *source)
-{
-    struct source *s = ctx;
-    free(source);
-    s->n_closed++;
-}
-
-static const struct sl_bulk_source_ops source_ops = {source_open, source_next, source_close};
-
-/* --- a rig ------------------------------------------------------------------------------------ */
-
-struct sink {
-    uint8_t *rows; /* as a source's */
-};
-
-static void *sink_at(void *ctx, uint32_t page, uint32_t layer)
-{
-    struct sink *s = ctx;
-    assert_true(page < N_PAGES && layer < N_LAYERS);
-    return s->rows + row_offset(page, layer);
-}
-
-static struct source src;
-static struct sink sink;
-
-static struct sl_bulk_server *serve(uint32_t via, const char *key)
-{
-    struct sl_bulk_server_config cfg = {
-        .via = via, .run_dir = "/tmp", .layout = layout, .ops = &source_ops, .ctx = &src};
-    struct sl_bulk_server *s;
-    struct sl_err err;
-    memcpy(cfg.key, key, strlen(key));
-    if (sl_bulk_server_open(&cfg, &s, &err))
-        fail_msg("%s", err.msg);
-    return s;
-}
-
-static struct sl_bulk_fetch fetch_of(const char *address, uint32_t first, uint32_t n_pages)
-{
-    struct sl_bulk_fetch f = {.address = address,
-                              .key = "key",
-                              .layout = layout,
-                              .ask = {TICKET, first, n_pages, {0}},
-                              .keys = (const uint8_t(*)[32])src.keys,
-                              .row_at = sink_at,
-                              .ctx = &sink,
-                              .silence_ms = 20000};
-    memcpy(f.ask.last_key, src.keys[n_pages - 1], 32);
-    return f;
-}
-
-/* Complete pages hold what was sent. */
-static void check_pages(const struct sl_bulk_fetch *f, const struct sl_bulk_fetched *got)
-{
-    assert_true(f->ask.first + got->n_complete <= f->ask.n_pages);
-    size_t at = row_offset(f->ask.first, 0), page = row_offset(1, 0);
-    assert_memory_equal(sink.rows + at, src.rows + at, got->n_complete * page);
-}
-
-static enum sl_status run_fetch(const struct sl_bulk_fetch *f, struct sl_bulk_fetched *got,
-                                struct sl_err *err)
-{
-    sink.rows = malloc(rows_bytes());
-    assert_non_null(sink.rows);
-    memset(sink.rows, 0xdb, rows_bytes());
-    enum sl_status s = sl_bulk_fetch(f, got, err);
-    check_pages(f, got);
-    free(sink.rows);
-    return s;
-}
+#include "bulk_rig.h"
 
 /* --- frames ----------------------------------------------------------------------------------- */
 
@@ -217,7 +18,8 @@ static void test_every_flip_is_seen(void **state)
                            .page = 5,
                            .layer = 2,
                            .size = N_PAYLOAD,
-                           .seq = 11};
+                           .seq = 11,
+                           .value = 1};
     struct bulk_frame got;
     sl_bulk_frame_put(&f, 42, payload, header);
     assert_int_equal(sl_bulk_frame_get(header, BULK_HEADER_BYTES, N_PAYLOAD, &got, NULL), SL_OK);
@@ -267,16 +69,17 @@ static void test_frame_bounds(void **state)
 static void test_ask_bounds(void **state)
 {
     (void)state;
-    struct sl_bulk_ask ask = {.first = 1, .n_pages = 4}, got;
+    struct sl_bulk_ask ask = {.first = 1, .n_pages = 4, .part = {1, 2, 0, 1}, .n_readers = 2}, got;
     uint8_t bytes[BULK_ASK_BYTES];
     sl_bulk_ask_put(&ask, &layout, bytes);
     assert_int_equal(sl_bulk_ask_get(bytes, 5, &layout, &got, NULL), SL_OK);
     assert_true(got.ticket == 5 && got.first == 1 && got.n_pages == 4);
-    for (uint32_t i = 0; i < 3; i++) {
+    for (uint32_t i = 0; i < 4; i++) {
         struct sl_bulk_layout other = layout;
         other.page_size += i == 0;
         other.n_layers += i == 1;
-        other.row_bytes += i == 2;
+        other.head_bytes += i == 2;
+        other.n_heads += i == 3;
         assert_int_equal(sl_bulk_ask_get(bytes, 5, &other, &got, NULL), SL_INVALID);
     }
     const uint32_t bad[][2] = {{4, 4}, {5, 4}, {0, 0}, {0, SL_LIMIT_bulk_pages + 1u}, {~0u, ~0u}};
@@ -289,25 +92,23 @@ static void test_ask_bounds(void **state)
 
 /* --- transfers -------------------------------------------------------------------------------- */
 
-static const uint32_t vias[] = {SL_BULK_SHM, SL_BULK_TCP};
-
 static void test_transfers(void **state)
 {
     (void)state;
     for (size_t v = 0; v < 2; v++) {
         source_fill(&src, v);
         src.n_waits = 2;
-        struct sl_bulk_server *s = serve(vias[v], "key");
+        struct sl_bulk_server *s = serve(VIA(v), "key");
         for (uint32_t first = 0; first < N_PAGES; first += 2)
             for (uint32_t n = first + 1; n <= N_PAGES; n += 3) {
                 struct sl_bulk_fetched got;
                 struct sl_err err = {0};
                 struct sl_bulk_fetch f = fetch_of(sl_bulk_server_address(s), first, n);
                 if (run_fetch(&f, &got, &err))
-                    fail_msg("via %u, pages %u to %u: %s", vias[v], first, n, err.msg);
+                    fail_msg("via %u, pages %u to %u: %s", VIA(v), first, n, err.msg);
                 assert_int_equal(got.n_complete, n - first);
                 assert_int_equal(got.n_bytes, (uint64_t)(n - first) * N_LAYERS * ROW);
-                assert_int_equal(got.via, vias[v]);
+                assert_int_equal(got.via, VIA(v));
                 assert_int_equal(got.n_bad, 0);
             }
         sl_bulk_server_close(s);
@@ -325,7 +126,7 @@ static void test_small_window(void **state)
     assert_true(sl_bulk_window_make(&w, BIG_ROW));
     assert_int_equal(w.n_slots, 3);
     sl_bulk_window_close(&w);
-    layout.row_bytes = BIG_ROW;
+    layout.head_bytes = BIG_ROW;
     source_fill(&src, 9);
     struct sl_bulk_server *s = serve(SL_BULK_SHM, "key");
     struct sl_bulk_fetch f = fetch_of(sl_bulk_server_address(s), 0, N_PAGES);
@@ -333,7 +134,7 @@ static void test_small_window(void **state)
         fail_msg("%s", err.msg);
     assert_int_equal(got.n_complete, N_PAGES);
     sl_bulk_server_close(s);
-    layout.row_bytes = ROW;
+    layout.head_bytes = ROW;
     assert_true(sl_bulk_window_make(&w, SL_LIMIT_bulk_row_bytes));
     assert_int_equal(w.n_slots, 2);
     sl_bulk_window_close(&w);
@@ -363,7 +164,7 @@ static void test_refusals(void **state)
     (void)state;
     for (size_t v = 0; v < 2; v++) {
         source_fill(&src, 3);
-        struct sl_bulk_server *s = serve(vias[v], "key");
+        struct sl_bulk_server *s = serve(VIA(v), "key");
         for (uint32_t i = 0; i < 7; i++) {
             struct sl_bulk_fetched got;
             struct sl_err err = {0};
@@ -373,7 +174,7 @@ static void test_refusals(void **state)
             f.layout.class_hash += i == 2;
             f.layout.page_size += i == 3;
             f.layout.n_layers -= i == 4;
-            f.layout.row_bytes -= i == 5;
+            f.layout.head_bytes -= i == 5;
             if (i == 6)
                 f.address = "tcp:127.0.0.1:1";
             assert_int_not_equal(run_fetch(&f, &got, &err), SL_OK);
@@ -522,7 +323,7 @@ static void test_every_damaged_row(void **state)
             struct sl_bulk_fetched got;
             struct sl_err err;
             source_fill(&src, 10);
-            struct sl_bulk_server *s = serve(vias[v], "key");
+            struct sl_bulk_server *s = serve(VIA(v), "key");
             snprintf(spec, sizeof spec, "bulk.corrupt=1+%u", n);
             assert_int_equal(sl_faults_set(spec, &err), SL_OK);
             struct sl_bulk_fetch f = fetch_of(sl_bulk_server_address(s), 0, N_PAGES);
@@ -597,7 +398,7 @@ static void test_stalled_source(void **state)
     for (size_t v = 0; v < 2; v++) {
         source_fill(&src, 6);
         src.stall_at = CHUNK;
-        struct sl_bulk_server *s = serve(vias[v], "key");
+        struct sl_bulk_server *s = serve(VIA(v), "key");
         struct sl_bulk_fetched got;
         struct sl_err err;
         struct sl_bulk_fetch f = fetch_of(sl_bulk_server_address(s), 0, N_PAGES);
@@ -616,7 +417,7 @@ static void test_silence(void **state)
     for (size_t v = 0; v < 2; v++) {
         source_fill(&src, 13);
         src.block_ms = 600;
-        struct sl_bulk_server *s = serve(vias[v], "key");
+        struct sl_bulk_server *s = serve(VIA(v), "key");
         struct sl_bulk_fetched got;
         struct sl_err err;
         struct sl_bulk_fetch f = fetch_of(sl_bulk_server_address(s), 0, N_PAGES);
@@ -665,7 +466,7 @@ static void test_server_dies(void **state)
     for (size_t v = 0; v < 2; v++) {
         source_fill(&src, 7);
         src.stall_at = CHUNK;
-        struct sl_bulk_server *s = serve(vias[v], "key");
+        struct sl_bulk_server *s = serve(VIA(v), "key");
         char address[SL_BULK_ADDRESS_MAX];
         pthread_t closer;
         struct sl_bulk_fetched got;

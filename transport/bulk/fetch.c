@@ -17,7 +17,7 @@ struct fetch {
     struct sl_bulk_fetched *out;
     uint64_t end_ns; /* of the whole transfer */
     uint64_t silence_ns;
-    uint32_t slot, generation, n_taken;
+    uint32_t slot, generation, n_taken, row_bytes;
     bool accepted, done;
 };
 
@@ -25,6 +25,14 @@ static uint64_t deadline(const struct fetch *x)
 {
     uint64_t silent = sl_now_ns() + x->silence_ns;
     return silent < x->end_ns ? silent : x->end_ns;
+}
+
+static void set_patience(struct fetch *x)
+{
+    uint32_t total_ms = x->f->total_ms ? x->f->total_ms : SL_LIMIT_bulk_transfer_ms;
+    uint32_t silence_ms = x->f->silence_ms ? x->f->silence_ms : SL_LIMIT_bulk_silence_ms;
+    x->end_ns = sl_now_ns() + total_ms * SL_MS_NS;
+    x->silence_ns = silence_ms * SL_MS_NS;
 }
 
 static enum sl_status ask(struct fetch *x, struct sl_err *err)
@@ -74,7 +82,9 @@ static enum sl_status take_row(struct fetch *x, const uint8_t *header, const str
     if (!sl_bulk_intake_wants(&x->intake, f) || f->seq != x->n_taken)
         return unexpected(f, err);
     void *at = x->f->row_at(x->f->ctx, f->page, f->layer);
-    enum sl_status s = SL_OK;
+    enum sl_status s = at ? SL_OK : sl_fail(err, SL_CANCELLED, "bulk: no place for the pages");
+    if (s)
+        return s;
     if (x->window.fd < 0)
         s = sl_bulk_read(&x->link, at, f->size, deadline(x), err);
     else
@@ -83,6 +93,8 @@ static enum sl_status take_row(struct fetch *x, const uint8_t *header, const str
         return s;
     if (!sl_bulk_frame_proven(header, f, x->f->layout.class_hash, at))
         return refuse(x, "checksum", f, err);
+    if (x->f->row_done)
+        x->f->row_done(x->f->ctx, f->page, f->layer, at);
     sl_bulk_intake_row(&x->intake, f);
     x->out->n_bytes += f->size;
     if (x->window.fd >= 0)
@@ -120,7 +132,7 @@ static enum sl_status take_frame(struct fetch *x, struct sl_err *err)
     enum sl_status s = sl_bulk_read(&x->link, header, sizeof header, deadline(x), err);
     if (s)
         return s;
-    if (sl_bulk_frame_get(header, sizeof header, l->row_bytes, &f, err))
+    if (sl_bulk_frame_get(header, sizeof header, x->row_bytes, &f, err))
         return err ? err->status = SL_PEER : SL_PEER;
     if (f.kind != BULK_ROW && f.kind != BULK_PAGE &&
         !sl_bulk_frame_proven(header, &f, l->class_hash, NULL))
@@ -149,7 +161,7 @@ static enum sl_status transfer(struct fetch *x, struct sl_err *err)
     if (s)
         return s;
     x->out->via = x->link.is_unix ? SL_BULK_SHM : SL_BULK_TCP;
-    if (x->link.is_unix && !sl_bulk_window_make(&x->window, f->layout.row_bytes))
+    if (x->link.is_unix && !sl_bulk_window_make(&x->window, x->row_bytes))
         return sl_fail(err, SL_NO_MEMORY, "bulk: no shared memory");
     s = ask(x, err);
     while (!s && !x->done)
@@ -163,20 +175,58 @@ enum sl_status sl_bulk_fetch(const struct sl_bulk_fetch *f, struct sl_bulk_fetch
     struct fetch x = {
         .f = f, .out = out, .link = {.fd = -1, .passed_fd = -1}, .window = {.fd = -1}};
     struct sl_err own;
-    uint32_t total_ms = f->total_ms ? f->total_ms : SL_LIMIT_bulk_transfer_ms;
-    uint32_t silence_ms = f->silence_ms ? f->silence_ms : SL_LIMIT_bulk_silence_ms;
     *out = (struct sl_bulk_fetched){0};
-    if (f->ask.first >= f->ask.n_pages || f->ask.n_pages > SL_LIMIT_bulk_pages ||
-        !f->layout.row_bytes || f->layout.row_bytes > SL_LIMIT_bulk_row_bytes)
-        return sl_fail(err, SL_INVALID, "bulk: pages %u to %u of rows of %u bytes", f->ask.first,
-                       f->ask.n_pages, f->layout.row_bytes);
-    if (!sl_bulk_intake_open(&x.intake, &f->ask, f->keys, f->layout.n_layers))
+    x.row_bytes = sl_bulk_row_bytes(&f->layout, &f->ask.part);
+    if (f->ask.first >= f->ask.n_pages || f->ask.n_pages > SL_LIMIT_bulk_pages || !x.row_bytes)
+        return sl_fail(err, SL_INVALID, "bulk: pages %u to %u of %u heads of %u bytes",
+                       f->ask.first, f->ask.n_pages, f->ask.part.n_heads, f->layout.head_bytes);
+    if (!sl_bulk_intake_open(&x.intake, &f->ask, f->keys))
         return sl_fail(err, SL_NO_MEMORY, "bulk: no memory for %u pages", f->ask.n_pages);
-    x.end_ns = sl_now_ns() + total_ms * SL_MS_NS;
-    x.silence_ns = silence_ms * SL_MS_NS;
+    set_patience(&x);
     enum sl_status s = transfer(&x, err ? err : &own);
     sl_bulk_link_close(&x.link);
     sl_bulk_window_close(&x.window);
     sl_bulk_intake_close(&x.intake);
+    return s;
+}
+
+/* --- the map ---------------------------------------------------------------------------------- */
+
+static enum sl_status hear_map(struct fetch *x, struct sl_bulk_rank *out, uint32_t *n,
+                               struct sl_err *err)
+{
+    uint8_t header[BULK_HEADER_BYTES], payload[SL_BULK_RANKS_BYTES];
+    const struct sl_bulk_layout *l = &x->f->layout;
+    struct bulk_frame f;
+    enum sl_status s = sl_bulk_read(&x->link, header, sizeof header, deadline(x), err);
+    if (s || (s = sl_bulk_frame_get(header, sizeof header, 0, &f, err)))
+        return s;
+    if (f.kind == BULK_END && sl_bulk_frame_proven(header, &f, l->class_hash, NULL))
+        return ended(&f, err);
+    if (f.kind != BULK_MAP)
+        return unexpected(&f, err);
+    s = sl_bulk_read(&x->link, payload, f.size, deadline(x), err);
+    if (s)
+        return s;
+    if (!sl_bulk_frame_proven(header, &f, l->class_hash, payload))
+        return sl_fail(err, SL_FAILED, "bulk: a map of another class, or damaged");
+    return sl_bulk_ranks_get(payload, f.size, l, out, n, err);
+}
+
+enum sl_status sl_bulk_map(const struct sl_bulk_fetch *f, struct sl_bulk_rank *out, uint32_t *n,
+                           struct sl_err *err)
+{
+    struct fetch x = {.f = f, .link = {.fd = -1, .passed_fd = -1}, .window = {.fd = -1}};
+    struct bulk_frame question = {.kind = BULK_MAP};
+    uint8_t header[BULK_HEADER_BYTES];
+    *n = 0;
+    set_patience(&x);
+    enum sl_status s = sl_bulk_connect(f->address, f->key, f->stop, deadline(&x), &x.link, err);
+    sl_bulk_frame_put(&question, f->layout.class_hash, NULL, header);
+    if (!s)
+        s = sl_bulk_write(&x.link, header, sizeof header, NULL, 0, -1, deadline(&x), err);
+    if (!s)
+        s = hear_map(&x, out, n, err);
+    sl_bulk_link_close(&x.link);
     return s;
 }

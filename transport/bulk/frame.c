@@ -8,7 +8,7 @@
 #include <string.h>
 
 #define MAGIC   0x564b4c53u /* "SLKV" */
-#define VERSION 1u
+#define VERSION 2u
 
 static void put32(uint8_t *p, uint32_t v)
 {
@@ -63,6 +63,8 @@ static bool size_fits(enum bulk_kind kind, uint32_t size, uint32_t row_bytes)
         return size == BULK_ASK_BYTES;
     if (kind == BULK_PAGE)
         return size == BULK_KEY_BYTES;
+    if (kind == BULK_MAP)
+        return size <= SL_BULK_RANKS_BYTES;
     if (kind != BULK_ROW)
         return size == 0;
     return row_bytes ? size == row_bytes : size && size <= SL_LIMIT_bulk_row_bytes;
@@ -100,6 +102,32 @@ bool sl_bulk_frame_proven(const uint8_t header[BULK_HEADER_BYTES], const struct 
     return checksum(header, class_hash, payload, f->size) == f->checksum;
 }
 
+bool sl_bulk_part_fits(const struct sl_bulk_part *p, const struct sl_bulk_layout *l)
+{
+    return p->n_layers && p->layer_first < l->n_layers &&
+           p->n_layers <= l->n_layers - p->layer_first && p->n_heads &&
+           p->head_first < l->n_heads && p->n_heads <= l->n_heads - p->head_first;
+}
+
+uint32_t sl_bulk_row_bytes(const struct sl_bulk_layout *l, const struct sl_bulk_part *p)
+{
+    uint64_t bytes = (uint64_t)l->head_bytes * p->n_heads;
+    return bytes <= SL_LIMIT_bulk_row_bytes ? (uint32_t)bytes : 0;
+}
+
+static void put_part(uint8_t *out, const struct sl_bulk_part *p)
+{
+    put32(out, p->layer_first);
+    put32(out + 4, p->n_layers);
+    put32(out + 8, p->head_first);
+    put32(out + 12, p->n_heads);
+}
+
+static struct sl_bulk_part get_part(const uint8_t *in)
+{
+    return (struct sl_bulk_part){get32(in), get32(in + 4), get32(in + 8), get32(in + 12)};
+}
+
 void sl_bulk_ask_put(const struct sl_bulk_ask *ask, const struct sl_bulk_layout *layout,
                      uint8_t out[BULK_ASK_BYTES])
 {
@@ -107,31 +135,43 @@ void sl_bulk_ask_put(const struct sl_bulk_ask *ask, const struct sl_bulk_layout 
     put32(out + 4, ask->n_pages);
     put32(out + 8, layout->page_size);
     put32(out + 12, layout->n_layers);
-    put32(out + 16, layout->row_bytes);
-    put32(out + 20, 0);
+    put32(out + 16, layout->n_heads);
+    put32(out + 20, layout->head_bytes);
     memcpy(out + 24, ask->last_key, 32);
+    put_part(out + 56, &ask->part);
+    put32(out + 72, ask->n_readers);
+    put32(out + 76, 0);
 }
 
 enum sl_status sl_bulk_ask_get(const uint8_t in[BULK_ASK_BYTES], uint64_t ticket,
                                const struct sl_bulk_layout *mine, struct sl_bulk_ask *out,
                                struct sl_err *err)
 {
-    *out = (struct sl_bulk_ask){.ticket = ticket, .first = get32(in), .n_pages = get32(in + 4)};
+    *out = (struct sl_bulk_ask){.ticket = ticket,
+                                .first = get32(in),
+                                .n_pages = get32(in + 4),
+                                .part = get_part(in + 56),
+                                .n_readers = get32(in + 72)};
     memcpy(out->last_key, in + 24, 32);
     if (get32(in + 8) != mine->page_size || get32(in + 12) != mine->n_layers ||
-        get32(in + 16) != mine->row_bytes || get32(in + 20))
-        return sl_fail(err, SL_INVALID, "bulk: pages of %u positions, %u layers of %u bytes",
-                       get32(in + 8), get32(in + 12), get32(in + 16));
+        get32(in + 16) != mine->n_heads || get32(in + 20) != mine->head_bytes || get32(in + 76))
+        return sl_fail(err, SL_INVALID, "bulk: pages of %u positions, %u layers, %u heads of %u",
+                       get32(in + 8), get32(in + 12), get32(in + 16), get32(in + 20));
     if (out->n_pages > SL_LIMIT_bulk_pages || out->first >= out->n_pages)
         return sl_fail(err, SL_INVALID, "bulk: pages %u to %u asked for, at most %d", out->first,
                        out->n_pages, SL_LIMIT_bulk_pages);
+    if (!sl_bulk_part_fits(&out->part, mine) || !sl_bulk_row_bytes(mine, &out->part) ||
+        !out->n_readers || out->n_readers > SL_LIMIT_ranks)
+        return sl_fail(err, SL_INVALID, "bulk: layers %u + %u, heads %u + %u asked for by %u",
+                       out->part.layer_first, out->part.n_layers, out->part.head_first,
+                       out->part.n_heads, out->n_readers);
     return SL_OK;
 }
 
 bool sl_bulk_intake_open(struct bulk_intake *in, const struct sl_bulk_ask *ask,
-                         const uint8_t (*keys)[32], uint32_t n_layers)
+                         const uint8_t (*keys)[32])
 {
-    *in = (struct bulk_intake){.ask = *ask, .keys = keys, .n_layers = n_layers};
+    *in = (struct bulk_intake){.ask = *ask, .keys = keys};
     in->n_rows = calloc(ask->n_pages - ask->first, sizeof *in->n_rows);
     return in->n_rows != NULL;
 }
@@ -149,8 +189,10 @@ static bool is_ours(const struct bulk_intake *in, const struct bulk_frame *f)
 
 bool sl_bulk_intake_wants(const struct bulk_intake *in, const struct bulk_frame *f)
 {
-    return is_ours(in, f) && f->layer < in->n_layers &&
-           in->n_rows[f->page - in->ask.first] == f->layer;
+    const struct sl_bulk_part *p = &in->ask.part;
+    return is_ours(in, f) && f->layer >= p->layer_first &&
+           f->layer - p->layer_first < p->n_layers && f->value == sl_bulk_heads(p) &&
+           in->n_rows[f->page - in->ask.first] == f->layer - p->layer_first;
 }
 
 void sl_bulk_intake_row(struct bulk_intake *in, const struct bulk_frame *f)
@@ -160,12 +202,12 @@ void sl_bulk_intake_row(struct bulk_intake *in, const struct bulk_frame *f)
 
 bool sl_bulk_intake_page(struct bulk_intake *in, const struct bulk_frame *f, const uint8_t key[32])
 {
-    if (!is_ours(in, f) || in->n_rows[f->page - in->ask.first] != in->n_layers ||
+    if (!is_ours(in, f) || in->n_rows[f->page - in->ask.first] != in->ask.part.n_layers ||
         memcmp(key, in->keys[f->page], 32) != 0)
         return false;
     in->n_rows[f->page - in->ask.first]++;
     uint32_t n = in->ask.n_pages - in->ask.first;
-    while (in->n_complete < n && in->n_rows[in->n_complete] > in->n_layers)
+    while (in->n_complete < n && in->n_rows[in->n_complete] > in->ask.part.n_layers)
         in->n_complete++;
     return true;
 }

@@ -12,16 +12,17 @@
 #include <sluice/transport/bulk.h>
 #include <stddef.h>
 
-enum { BULK_HEADER_BYTES = 48, BULK_ASK_BYTES = 56, BULK_KEY_BYTES = 32 };
+enum { BULK_HEADER_BYTES = 48, BULK_ASK_BYTES = 80, BULK_KEY_BYTES = 32 };
 
 enum bulk_kind {
     BULK_ASK = 1, /* client: page = slots of its shared memory or 0, value = ticket, payload: ask */
     BULK_ACCEPT,  /* server: slot and generation for all that follows */
-    BULK_ROW,     /* server: payload in the stream or, with shared memory, in slot seq % slots */
+    BULK_ROW,     /* server: value = first head << 32 | heads; payload in the stream or, with shared memory, in slot seq % slots */
     BULK_PAGE,    /* server: the page's rows are final; payload: its key */
     BULK_KEEP,    /* server: still there, nothing to send */
     BULK_END,     /* server: value = status */
     BULK_ACK,     /* client: seq = rows taken out of the shared memory so far */
+    BULK_MAP,     /* client: empty, asks for it; server: sl_bulk_ranks_put */
     BULK_N_KIND
 };
 
@@ -42,6 +43,15 @@ enum sl_status sl_bulk_frame_get(const uint8_t *data, size_t size, uint32_t row_
 bool sl_bulk_frame_proven(const uint8_t header[BULK_HEADER_BYTES], const struct bulk_frame *f,
                           uint64_t class_hash, const void *payload);
 
+static inline uint64_t sl_bulk_heads(const struct sl_bulk_part *p)
+{
+    return (uint64_t)p->head_first << 32 | p->n_heads;
+}
+/* Bytes of a row of that part; 0 when that is not a row. */
+uint32_t sl_bulk_row_bytes(const struct sl_bulk_layout *l, const struct sl_bulk_part *p);
+/* Whether it is a part of a model of that layout, and not an empty one. */
+bool sl_bulk_part_fits(const struct sl_bulk_part *p, const struct sl_bulk_layout *l);
+
 /* The payload of an ASK. get checks it against `mine` and the limits. */
 void sl_bulk_ask_put(const struct sl_bulk_ask *ask, const struct sl_bulk_layout *layout,
                      uint8_t out[BULK_ASK_BYTES]);
@@ -53,12 +63,11 @@ enum sl_status sl_bulk_ask_get(const uint8_t in[BULK_ASK_BYTES], uint64_t ticket
 struct bulk_intake {
     struct sl_bulk_ask ask;
     const uint8_t (*keys)[32];
-    uint32_t n_layers;
     uint16_t *n_rows;    /* [n_pages - first] rows proven; n_layers + 1: complete */
     uint32_t n_complete; /* in a run from `first` on */
 };
 bool sl_bulk_intake_open(struct bulk_intake *in, const struct sl_bulk_ask *ask,
-                         const uint8_t (*keys)[32], uint32_t n_layers);
+                         const uint8_t (*keys)[32]);
 void sl_bulk_intake_close(struct bulk_intake *in);
 /* Whether this ROW is the next of its page. */
 bool sl_bulk_intake_wants(const struct bulk_intake *in, const struct bulk_frame *f);

@@ -23,12 +23,14 @@
 #include <sys/eventfd.h>
 #include <sys/socket.h>
 #include <sys/un.h>
+#include <time.h>
 #include <unistd.h>
 
 #define HANDSHAKE_MS 2000
 #define STALL_MS     5000
 #define KEEP_MS      200 /* a frame at least so often: silence means trouble */
 #define BACKLOG      64
+#define MAP_POLL_MS  5
 #define ACCEPT_MS    1000 /* handshakes that stand still are looked at so often */
 
 struct conn {
@@ -42,7 +44,9 @@ struct conn {
 
     struct bulk_link link;
     struct bulk_window window; /* fd -1: rows go into the stream */
-    uint32_t n_sent, n_taken;  /* rows, and how many of them the peer has taken out of the window */
+    uint32_t row_bytes;        /* of the part that was asked for */
+    uint64_t heads;
+    uint32_t n_sent, n_taken; /* rows, and how many of them the peer has taken out of the window */
 };
 
 struct sl_bulk_server {
@@ -79,31 +83,47 @@ static enum sl_status send_frame(struct conn *c, struct bulk_frame *f, const voi
                          in_window ? 0 : f->size, -1, in_ms(STALL_MS), err);
 }
 
-/* The question, and the shared memory that came along. */
-static enum sl_status hear_ask(struct conn *c, struct sl_bulk_ask *ask, struct sl_err *err)
+static enum sl_status hear_rest(struct conn *c, const uint8_t *header, const struct bulk_frame *f,
+                                struct sl_bulk_ask *ask, struct sl_err *err)
 {
-    uint8_t header[BULK_HEADER_BYTES], payload[BULK_ASK_BYTES];
+    uint8_t payload[BULK_ASK_BYTES];
     const struct sl_bulk_layout *l = &c->server->cfg.layout;
-    struct bulk_frame f;
-    uint64_t deadline = in_ms(HANDSHAKE_MS);
-    enum sl_status s = sl_bulk_read(&c->link, header, sizeof header, deadline, err);
-    if (s || (s = sl_bulk_frame_get(header, sizeof header, l->row_bytes, &f, err)))
-        return s;
-    if (f.kind != BULK_ASK)
-        return sl_fail(err, SL_INVALID, "bulk: a connection begins with kind %d", (int)f.kind);
-    s = sl_bulk_read(&c->link, payload, sizeof payload, deadline, err);
+    enum sl_status s = sl_bulk_read(&c->link, payload, sizeof payload, in_ms(HANDSHAKE_MS), err);
     if (s)
         return s;
-    if (!sl_bulk_frame_proven(header, &f, l->class_hash, payload))
+    if (!sl_bulk_frame_proven(header, f, l->class_hash, payload))
         return sl_fail(err, SL_INVALID, "bulk: a question of another class, or damaged");
-    s = sl_bulk_ask_get(payload, f.value, l, ask, err);
-    if (s || !f.page)
+    s = sl_bulk_ask_get(payload, f->value, l, ask, err);
+    if (s)
         return s;
+    c->heads = sl_bulk_heads(&ask->part);
+    c->row_bytes = sl_bulk_row_bytes(l, &ask->part);
+    if (!f->page)
+        return SL_OK;
     int fd = c->link.passed_fd;
     c->link.passed_fd = -1;
     if (fd < 0)
         return sl_fail(err, SL_INVALID, "bulk: shared memory was announced and did not come");
-    return sl_bulk_window_map(&c->window, fd, f.page, l->row_bytes, err);
+    return sl_bulk_window_map(&c->window, fd, f->page, c->row_bytes, err);
+}
+
+/* The question, and the shared memory that came along; or that for the map. */
+static enum sl_status hear_ask(struct conn *c, struct sl_bulk_ask *ask, bool *wants_map,
+                               struct sl_err *err)
+{
+    uint8_t header[BULK_HEADER_BYTES];
+    struct bulk_frame f;
+    enum sl_status s = sl_bulk_read(&c->link, header, sizeof header, in_ms(HANDSHAKE_MS), err);
+    if (s || (s = sl_bulk_frame_get(header, sizeof header, 0, &f, err)))
+        return s;
+    *wants_map = f.kind == BULK_MAP;
+    if (f.kind != BULK_MAP && f.kind != BULK_ASK)
+        return sl_fail(err, SL_INVALID, "bulk: a connection begins with kind %d", (int)f.kind);
+    if (f.kind == BULK_ASK)
+        return hear_rest(c, header, &f, ask, err);
+    if (f.size || !sl_bulk_frame_proven(header, &f, c->server->cfg.layout.class_hash, NULL))
+        return sl_fail(err, SL_INVALID, "bulk: a question of another class, or damaged");
+    return SL_OK;
 }
 
 /* Waits until the peer has taken a row out of the full window. */
@@ -126,9 +146,13 @@ static enum sl_status wait_for_room(struct conn *c, struct sl_err *err)
 
 static enum sl_status send_row(struct conn *c, const struct sl_bulk_unit *u, struct sl_err *err)
 {
-    uint32_t size = c->server->cfg.layout.row_bytes;
-    struct bulk_frame f = {
-        .kind = BULK_ROW, .page = u->page, .layer = u->layer, .size = size, .seq = c->n_sent};
+    uint32_t size = c->row_bytes;
+    struct bulk_frame f = {.kind = BULK_ROW,
+                           .page = u->page,
+                           .layer = u->layer,
+                           .size = size,
+                           .seq = c->n_sent,
+                           .value = c->heads};
     enum sl_status s = c->window.fd >= 0 ? wait_for_room(c, err) : SL_OK;
     if (s)
         return s;
@@ -155,7 +179,7 @@ static enum sl_status send_unit(struct conn *c, const struct sl_bulk_unit *u, st
     case SL_BULK_ROW:
         s = send_row(c, u, err);
         if (s == SL_OK)
-            count(c->server, 0, c->server->cfg.layout.row_bytes);
+            count(c->server, 0, c->row_bytes);
         return s;
     case SL_BULK_PAGE:
         f.kind = BULK_PAGE;
@@ -186,12 +210,35 @@ static void linger(struct conn *c)
         continue;
 }
 
-static enum sl_status send_all(struct conn *c, void *source, struct sl_err *err)
+/* The source, with signs of life until it is there. NULL: END was sent, or nobody hears us. */
+static void *find_source(struct conn *c, const struct sl_bulk_ask *ask, bool *accepted)
+{
+    const struct sl_bulk_server_config *cfg = &c->server->cfg;
+    struct bulk_frame no = {.kind = BULK_END, .value = SL_NOT_FOUND};
+    uint64_t until = in_ms(cfg->grace_ms);
+    enum sl_status s = SL_OK;
+    while (!s && !atomic_load(&c->server->stop)) {
+        struct bulk_frame sign = {.kind = *accepted ? BULK_KEEP : BULK_ACCEPT};
+        struct sl_err why = {0};
+        void *source = cfg->ops->open(cfg->ctx, ask, &why);
+        if (source)
+            return source;
+        if (why.status != SL_TIMEOUT || sl_now_ns() > until)
+            break;
+        s = send_frame(c, &sign, NULL, NULL);
+        *accepted = true;
+    }
+    if (!s)
+        send_frame(c, &no, NULL, NULL);
+    return NULL;
+}
+
+static enum sl_status send_all(struct conn *c, void *source, bool accepted, struct sl_err *err)
 {
     const struct sl_bulk_source_ops *ops = c->server->cfg.ops;
     struct bulk_frame accept = {.kind = BULK_ACCEPT};
     struct sl_bulk_unit u = {.kind = SL_BULK_WAIT};
-    enum sl_status s = send_frame(c, &accept, NULL, err);
+    enum sl_status s = accepted ? SL_OK : send_frame(c, &accept, NULL, err);
     while (!s && u.kind != SL_BULK_END && !atomic_load(&c->server->stop)) {
         ops->next(c->server->cfg.ctx, source, KEEP_MS, &u);
         s = send_unit(c, &u, err);
@@ -199,21 +246,50 @@ static enum sl_status send_all(struct conn *c, void *source, struct sl_err *err)
     return u.kind == SL_BULK_END ? u.status : s; /* nobody may be left to hear of an end */
 }
 
+/* Who holds what, once all ranks have said where they are: that may take a moment after their group
+ * is up. 0: it stays unknown. */
+static uint32_t know_map(const struct sl_bulk_server *s, struct sl_bulk_rank *ranks)
+{
+    const struct timespec nap = {.tv_nsec = MAP_POLL_MS * (long)SL_MS_NS};
+    uint64_t until = in_ms(s->cfg.grace_ms);
+    uint32_t n = 0;
+    while (s->cfg.ops->map && !(n = s->cfg.ops->map(s->cfg.ctx, ranks)) && sl_now_ns() < until &&
+           !atomic_load(&s->stop))
+        nanosleep(&nap, NULL);
+    return n;
+}
+
+static enum sl_status answer_map(struct conn *c, struct sl_err *err)
+{
+    struct sl_bulk_rank ranks[SL_LIMIT_ranks];
+    uint8_t payload[SL_BULK_RANKS_BYTES];
+    struct bulk_frame f = {.kind = BULK_MAP};
+    uint32_t n = know_map(c->server, ranks);
+    if (n)
+        f.size = sl_bulk_ranks_put(ranks, n, payload);
+    else
+        f = (struct bulk_frame){.kind = BULK_END, .value = SL_NOT_FOUND};
+    enum sl_status s = send_frame(c, &f, payload, err);
+    linger(c);
+    return s;
+}
+
 static enum sl_status answer(struct conn *c, struct sl_err *err)
 {
     struct sl_bulk_server *s = c->server;
     struct sl_bulk_ask ask;
-    enum sl_status status = hear_ask(c, &ask, err);
+    bool wants_map, accepted = false;
+    enum sl_status status = hear_ask(c, &ask, &wants_map, err);
     if (status)
         return status;
-    void *source = s->cfg.ops->open(s->cfg.ctx, &ask, err);
+    if (wants_map)
+        return answer_map(c, err);
+    void *source = find_source(c, &ask, &accepted);
     if (!source) {
-        struct bulk_frame no = {.kind = BULK_END, .value = SL_NOT_FOUND};
-        send_frame(c, &no, NULL, NULL);
         linger(c);
         return SL_NOT_FOUND;
     }
-    status = send_all(c, source, err);
+    status = send_all(c, source, accepted, err);
     s->cfg.ops->close(s->cfg.ctx, source);
     linger(c);
     pthread_mutex_lock(&s->lock);
@@ -351,10 +427,10 @@ static enum sl_status open_parts(struct sl_bulk_server *s, struct sl_err *err)
 {
     const struct sl_bulk_layout *l = &s->cfg.layout;
     enum sl_status status = SL_OK;
-    if (!l->row_bytes || l->row_bytes > SL_LIMIT_bulk_row_bytes || !l->n_layers ||
+    if (!l->head_bytes || !l->n_heads || l->head_bytes > SL_LIMIT_bulk_row_bytes || !l->n_layers ||
         l->n_layers > SL_LIMIT_model_layers)
-        return sl_fail(err, SL_UNSUPPORTED, "bulk: %u layers of rows of %u bytes", l->n_layers,
-                       l->row_bytes);
+        return sl_fail(err, SL_UNSUPPORTED, "bulk: %u layers of %u heads of %u bytes", l->n_layers,
+                       l->n_heads, l->head_bytes);
     s->wake_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
     if (s->wake_fd < 0)
         return sl_fail(err, SL_NO_MEMORY, "bulk: no descriptor");

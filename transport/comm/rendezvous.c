@@ -171,17 +171,33 @@ static bool answer(struct rendezvous *r, const struct place *p, struct wire_answ
     return !gone;
 }
 
+static void refusal(const struct sl_err *why, struct wire_answer *a)
+{
+    *a = (struct wire_answer){.status = why->status};
+    snprintf(a->reason, sizeof a->reason, "%.*s", (int)sizeof a->reason - 1, why->msg);
+    for (char *c = a->reason; *c; c++)
+        if (*c < ' ' || *c > '~')
+            *c = '?';
+}
+
+/* Ranks of a larger or smaller group than the one that meets wait for theirs. */
+static void refuse_one(struct rendezvous *r, const struct place *p, const struct sl_err *why)
+{
+    struct wire_answer a;
+    if (p->join.n_ranks != r->places[0].join.n_ranks)
+        return;
+    refusal(why, &a);
+    answer(r, p, &a);
+}
+
 /* Tells everybody who came, and `extra`, why there will be no group, until they have left: a
  * connection that we closed would take an answer along that was not read yet. */
 static void refuse_all(struct rendezvous *r, struct place *extra, const struct sl_err *why)
 {
-    struct wire_answer a = {.status = why->status};
+    struct wire_answer a;
     uint64_t until = sl_now_ns() + REFUSE_MS * SL_MS_NS;
     uint32_t left = 1;
-    snprintf(a.reason, sizeof a.reason, "%.*s", (int)sizeof a.reason - 1, why->msg);
-    for (char *c = a.reason; *c; c++)
-        if (*c < ' ' || *c > '~')
-            *c = '?';
+    refusal(why, &a);
     for (; left && sl_now_ns() < until; poll(NULL, 0, REFUSE_AGAIN_MS)) {
         left = 0;
         for (uint32_t i = 1; i < SL_COMM_RANKS_MAX; i++)
@@ -232,6 +248,10 @@ static enum sl_status take_joins(struct comm_join *j, struct sl_err *err)
         if (!good)
             continue;
         enum sl_status s = check_fit(&r->places[0].join, &p.join, err);
+        if (s && j->cfg->knows_misfits) {
+            refuse_one(r, &p, err);
+            continue;
+        }
         if (s) {
             refuse_all(r, &p, err);
             return s;
@@ -420,4 +440,58 @@ void rendezvous_refuse(struct comm_join *j, const struct sl_err *why)
 {
     if (j->rendezvous && j->rendezvous->met && j->cfg->rank == 0)
         refuse_all(j->rendezvous, NULL, why);
+}
+
+/* --- looking without meeting ---------------------------------------------------------------------
+ */
+
+struct sl_comm_lobby {
+    struct sl_comm_config cfg;
+    struct comm_join join; /* of cfg; it never goes on to make links */
+    uint64_t asked_ns[SL_COMM_RANKS_MAX];
+};
+
+enum sl_status sl_comm_lobby_open(const struct sl_comm_config *cfg, struct sl_comm_lobby **out,
+                                  struct sl_err *err)
+{
+    *out = NULL;
+    if (cfg->rank != 0 || cfg->n_ranks < 2 || cfg->n_ranks > SL_COMM_RANKS_MAX)
+        return sl_fail(err, SL_CONFIG, "comm: rank %u of %u looks for others", cfg->rank,
+                       cfg->n_ranks);
+    struct sl_comm_lobby *l = calloc(1, sizeof *l);
+    if (!l)
+        return sl_fail(err, SL_NO_MEMORY, "comm: no memory");
+    l->cfg = *cfg;
+    l->join.cfg = &l->cfg;
+    enum sl_status s = open_socket(&l->join, err);
+    if (s) {
+        sl_comm_lobby_close(l);
+        return s;
+    }
+    describe_self(&l->join, &l->join.rendezvous->places[0].join);
+    *out = l;
+    return SL_OK;
+}
+
+bool sl_comm_lobby_is_full(struct sl_comm_lobby *l, uint64_t now_ns)
+{
+    struct rendezvous *r = l->join.rendezvous;
+    struct place p = {.taken = true};
+    struct sl_err err;
+    bool good, full = true;
+    bus_tend(&r->socket, &r->keys, now_ns);
+    while (receive_join(r, &p, &good))
+        if (good && check_fit(&r->places[0].join, &p.join, &err) == SL_OK)
+            l->asked_ns[p.join.rank] = now_ns;
+    for (uint32_t i = 1; i < l->cfg.n_ranks; i++)
+        full &= l->asked_ns[i] && now_ns - l->asked_ns[i] <= SL_COMM_LOBBY_MS * SL_MS_NS;
+    return full;
+}
+
+void sl_comm_lobby_close(struct sl_comm_lobby *l)
+{
+    if (!l)
+        return;
+    rendezvous_close(&l->join);
+    free(l);
 }

@@ -40,6 +40,8 @@
     X(bulk_window_bytes, 2097152, "bytes", "shared memory of one transfer on one machine")         \
     X(bulk_silence_ms, 1500, "ms", "a transfer without a frame is given up")                       \
     X(bulk_transfer_ms, 20000, "ms", "a transfer takes at most; the rest is computed")             \
+    X(bulk_grace_ms, 3000, "ms", "who asks for pages by an unknown ticket waits for it")           \
+    X(transfer_note_bytes, 20480, "bytes", "rank 0's word about a transfer to the other ranks")    \
     X(bulk_ticket_ms, 5000, "ms", "computed pages are kept for the worker that asked")            \
     X(bus_connections, 4096, "connections", "open at once on a router's CURVE endpoints")          \
     X(curve_keys, 1024, "keys", "allowed peers of one key folder")                                 \

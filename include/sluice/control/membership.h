@@ -60,6 +60,11 @@ enum sl_member_why {
     SL_LOST_GAP,      /* messages of its link were lost: it is told to register again */
     SL_LOST_REFUSED   /* model, metadata or the router's capacity */
 };
+/* Whether such a loss says that the worker is there: only its link is a new one. */
+static inline bool sl_lost_lives(enum sl_member_why why)
+{
+    return why == SL_LOST_REPLACED || why == SL_LOST_GAP;
+}
 struct sl_member_action {
     enum sl_member_action_kind kind;
     uint64_t key;

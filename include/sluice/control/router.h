@@ -12,8 +12,8 @@
  * fails with the worker's reason. Both count towards `retries_max` of a request but moves away from
  * a slow worker, of which a request has at most SL_ROUTER_SLOW_MOVES; the count starts anew once
  * SL_ROUTER_FORGIVE_TOKENS tokens came since, so that a long stream outlives any number of workers,
- * while a request that kills each one at once does not go on for ever. A loss stops counting when
- * the same instance of the worker is heard of again: then it was the network's doing.
+ * while a request that kills each one at once does not go on for ever. A loss does not count, or
+ * stops counting, when the same instance of the worker is heard of: then it was the network's doing.
  *
  * A worker that is full, be it of other routers' requests, or still loading has refused nothing for
  * good: the request waits on, as one does for which no worker had room, and costs no retry. It gets
@@ -170,8 +170,8 @@ enum sl_status sl_router_worker_up(struct sl_router *r, const struct sl_worker_d
  * moved or is empty), and one that refused is asked again. Unknown keys are ignored. */
 void sl_router_worker_load(struct sl_router *r, uint64_t key, const struct sl_worker_load *load,
                            uint64_t now_ns);
-/* The link is gone. */
-void sl_router_worker_down(struct sl_router *r, uint64_t key, uint64_t now_ns);
+/* The link is gone, and with `lives` only that: the worker is known to be there. */
+void sl_router_worker_down(struct sl_router *r, uint64_t key, bool lives, uint64_t now_ns);
 /* What a worker says of its prefix cache, by its pages' keys. All unknown workers are ignored. */
 void sl_router_kv_stored(struct sl_router *r, uint64_t worker_key, const uint8_t page_key[32]);
 void sl_router_kv_removed(struct sl_router *r, uint64_t worker_key, const uint8_t page_key[32]);

@@ -58,6 +58,8 @@ struct sl_engine_config {
     const char *weights_sha256; /* hex, part of the class; NULL: "unknown" */
     const uint32_t *stop_ids;   /* the tokenizer's end ids; copied */
     uint32_t n_stop_ids;
+    const void *charter;          /* rank 0: for the owners of the other ranks; copied */
+    uint32_t n_charter;
     void (*progress)(void *ctx, uint64_t done_bytes, uint64_t total_bytes);
     void *progress_ctx;
 };
@@ -173,7 +175,8 @@ void sl_engine_group(struct sl_engine *e, struct sl_engine_group *out);
 void sl_engine_regroup(struct sl_engine *e);
 /* Rank 0, when a lost rank does not come back: the model is opened again for fewer ranks and the
  * group forms anew with them. Takes effect on the engine's thread; the group's `tp` and `pp` tell,
- * or stay as they are when there is no memory for larger shards. The class stays the same. */
+ * or stay as they are when there is no memory for larger shards. The class stays the same. When all
+ * ranks of the first layout ask to join again the engine goes back to it by itself. */
 void sl_engine_shrink(struct sl_engine *e, uint32_t tp, uint32_t pp);
 /* Rank 0: all ranks, itself included; `out` [SL_LIMIT_ranks]. Returns n_ranks. From any thread. */
 uint32_t sl_engine_ranks(struct sl_engine *e, struct sl_engine_rank *out);

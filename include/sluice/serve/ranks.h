@@ -4,7 +4,8 @@
  * rank 0 is the worker that routers know, the others follow it. One rule says who starts them: a
  * process that is told its rank (by options, or by the launcher's environment) is that rank and
  * nothing else; one that is not told is rank 0, starts the others as its children on this machine,
- * restarts those that die and ends those that hang. Rank = stage * tensor-parallel-size + position
+ * restarts those that die and ends those that hang. Where one cannot be started any more the group
+ * goes on with fewer ranks, and all of them are tried again now and then. Rank = stage * tensor-parallel-size + position
  * within the stage. */
 #ifndef SLUICE_SERVE_RANKS_H
 #define SLUICE_SERVE_RANKS_H
@@ -50,6 +51,8 @@ struct sl_ranks_config {
     uint32_t n_argv;
     char *const *env;
     uint32_t n_ranks;       /* of the group: this process is rank 0 */
+    uint32_t restarts_max;  /* of one rank in a row before its group forms; then the group goes on
+                               with fewer ranks. 0: 5 */
     const char *rendezvous; /* NULL: in a new folder of mode 0700 below run_dir */
     const char *run_dir;    /* e.g. $XDG_RUNTIME_DIR or /tmp */
 };

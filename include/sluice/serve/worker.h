@@ -26,6 +26,8 @@ struct sl_worker_config {
     const char *served_model_name;   /* NULL: the file's name without folder and .gguf */
     struct sl_engine_config engine;  /* gguf and stop_ids are filled in by the worker */
     struct sl_ranks_config followers; /* exe NULL: started by somebody else, or none */
+    uint32_t rank_return_ms;         /* rank 0, of others that somebody else starts: how long a lost
+                                        one is waited for until it is done without; 0: for ever */
     const char *const *connect;      /* routers' endpoints, ipc:// or tcp:// */
     uint32_t n_connect;
     const char *curve_dir;           /* NULL: only ipc and loopback */

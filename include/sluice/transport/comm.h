@@ -52,6 +52,8 @@ struct sl_comm_config {
     uint32_t join_timeout_ms;  /* for all ranks to come together; 0: 30000 */
     uint32_t op_timeout_ms;    /* a peer without progress for so long is lost; 0: 1000 */
     const _Atomic bool *stop; /* may be NULL: set elsewhere to give up joining */
+    bool knows_misfits; /* rank 0: ranks that do not fit have come to be expected. They do not end
+                           the meeting; those that count other ranks hear nothing and ask on */
 };
 
 /* Blocks until all ranks are there. SL_PEER when they are not within join_timeout_ms, SL_CONFIG for
@@ -61,6 +63,18 @@ enum sl_status sl_comm_open(const struct sl_comm_config *cfg, struct sl_comm **o
                             struct sl_err *err);
 /* Never blocks on a peer. The others see this rank as gone. */
 void sl_comm_close(struct sl_comm *c);
+
+/* Rank 0 looks whether a group could come together, without forming it: it listens at the
+ * rendezvous of cfg, which nobody has bound meanwhile, and notes who asks to join. What cfg points
+ * to is borrowed. One thread; nothing blocks. SL_PORT_IN_USE, SL_CONFIG, SL_NO_MEMORY. */
+struct sl_comm_lobby;
+enum sl_status sl_comm_lobby_open(const struct sl_comm_config *cfg, struct sl_comm_lobby **out,
+                                  struct sl_err *err);
+/* Whether every other rank, fitting cfg, has asked within the last SL_COMM_LOBBY_MS. */
+#define SL_COMM_LOBBY_MS 2000
+bool sl_comm_lobby_is_full(struct sl_comm_lobby *l, uint64_t now_ns);
+/* The endpoint is free afterwards. NULL is fine. */
+void sl_comm_lobby_close(struct sl_comm_lobby *l);
 /* From any thread, any number of times: operations in flight and later ones fail. Peers learn of
  * it. */
 void sl_comm_abort(struct sl_comm *c);
