@@ -14,6 +14,8 @@
 #include <cuda_runtime_api.h>
 #include <stdint.h>
 
+#include "cuda/mutant.h"
+
 #define FULL_WARP 0xffffffffu
 
 #ifdef __CUDACC__

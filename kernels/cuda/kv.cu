@@ -43,7 +43,7 @@ __device__ static uint8_t *page_of(const write_args &a, uint32_t tok)
 
 __device__ static uint32_t slot_of(const write_args &a, uint32_t tok)
 {
-    return a.pos[tok] & ((1u << a.g.page_shift) - 1);
+    return (a.pos[tok] + MUTANT(KV_SLOT)) & ((1u << a.g.page_shift) - 1);
 }
 
 template <enum sl_dtype TYPE> __device__ static uint16_t to_half(float x)
@@ -58,7 +58,7 @@ template <enum sl_dtype TYPE> static __global__ void kv_write(write_args a)
     size_t at = (size_t)blockIdx.x * BLOCK + threadIdx.x;
     uint32_t i = (uint32_t)(at % quads) * QUAD;
     kv_dest d = dest_of(a, at / quads);
-    if (d.tok >= a.n_tok)
+    if (d.tok >= a.n_tok + MUTANT(KV_TOKENS))
         return;
     const float *x = source(a, d) + i;
     uint8_t *row = page_of(a, d.tok) +
@@ -114,10 +114,10 @@ static __global__ void kv_write_int8(write_args a)
     bad = __any_sync(FULL_WARP, bad);
     float scale = scale_of(dev_warp_max(amax), bad, &id);
     int8_t *to = reinterpret_cast<int8_t *>(page + attn_row_at(&a.g, 1, d.half, d.head, slot));
-    for (uint32_t i = lane; i < dim; i += 32)
+    for (uint32_t i = lane; i < dim - MUTANT(KV_INT8_TAIL); i += 32)
         to[i] = bad ? (int8_t)0 : (int8_t)max(-127, min(127, __float2int_rn(x[i] * id)));
     uint8_t *at = page + attn_scale_at(&a.g, d.half, d.head, slot);
-    if (lane < sizeof scale)
+    if (lane < sizeof scale - MUTANT(KV_INT8_SCALE))
         at[lane] = (uint8_t)(__float_as_uint(scale) >> 8 * lane);
 }
 
