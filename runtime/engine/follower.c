@@ -22,6 +22,7 @@ static enum sl_status tell(struct sl_engine *e, struct sl_err *err)
                             .n_steps = g->n_steps,
                             .n_op_calls = e->backend->n_op_calls};
     memcpy(w.isa, e->isa_name, sizeof w.isa - 1);
+    w.n_kernels = sl_engine_kernels(e, w.kernels);
     return sl_comm_send(g->comm, 0, &w, sizeof w, err);
 }
 

@@ -70,6 +70,8 @@ struct wire_status {
     uint32_t rank, pid, n_threads, reserved;
     uint64_t weight_bytes, kv_bytes, comm_bytes, n_steps, n_op_calls;
     char isa[16];
+    uint64_t n_kernels;
+    struct sl_engine_kernel kernels[SL_LIMIT_kernels];
 };
 
 #endif

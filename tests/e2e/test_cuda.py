@@ -47,8 +47,10 @@ class Cuda(unittest.TestCase):
     def test_figures(self):
         with Server(*EMU, model=TINY) as s:
             answers(s, 2)
-            wait_until("launches are told", lambda: s.workers()[0]["kernels"].get("ops", 0) > 0)
+            wait_until("launches are told", lambda: s.workers()[0]["kernels"].get("rms_norm", 0) > 8)
             w = s.workers()[0]
+            self.assertIn("rope", w["kernels"])
+            self.assertNotIn("ops", w["kernels"])
             self.assertEqual(w["isa"], "emulated")
             self.assertTrue(w["class"].startswith("cuda-emu/"), w["class"])
             self.assertGreater(w["weight_bytes"], 0)

@@ -111,6 +111,11 @@ struct sl_engine_group {
     uint32_t max_len;
     struct sl_err why;
 };
+/* Launches of a device's kernel so far. */
+struct sl_engine_kernel {
+    char name[40]; /* as much of it as fits */
+    uint64_t n;
+};
 /* One rank, as rank 0 last heard of it (several times a second, once when idle); pid 0: not yet. */
 struct sl_engine_rank {
     uint32_t rank, pid, n_threads;
@@ -118,6 +123,8 @@ struct sl_engine_rank {
     uint64_t comm_bytes; /* sent and received, of all groups so far */
     uint64_t n_steps, n_op_calls;
     char isa[16];
+    uint32_t n_kernels; /* 0 where launches are not counted */
+    struct sl_engine_kernel kernels[SL_LIMIT_kernels];
 };
 struct sl_engine_step {
     uint64_t step;
