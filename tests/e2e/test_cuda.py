@@ -2,6 +2,7 @@
 device and on two, under several orders of scheduling; a device that fails ends its worker with code 5 and
 costs no stream a token; whichever call of the CUDA runtime fails, the program says so or answers right."""
 import glob
+import json
 import os
 import tempfile
 import unittest
@@ -54,6 +55,22 @@ class Cuda(unittest.TestCase):
             self.assertEqual(w["isa"], "emulated")
             self.assertTrue(w["class"].startswith("cuda-emu/"), w["class"])
             self.assertGreater(w["weight_bytes"], 0)
+
+    def test_doctor_and_plan(self):
+        rc, out, _ = run("doctor", "--json", env={"SLUICE_CUDA_EMU_DEVICES": "3"})
+        self.assertEqual(rc, 0)
+        emu = [b for b in json.loads(out)["backends"] if b["backend"] == "cuda-emu"][0]
+        self.assertEqual([d["arch"] for d in emu["devices"]], ["emulated"] * 3)
+        rc, out, _ = run("doctor", "--json", env={"SLUICE_CUDA_EMU_DEVICES": "0"})
+        emu = [b for b in json.loads(out)["backends"] if b["backend"] == "cuda-emu"][0]
+        self.assertEqual((rc, emu["devices"], emu["plugin"]), (0, [], True))
+        self.assertTrue(emu["problem"])
+        small = {"SLUICE_CUDA_EMU_MEMORY": str(64 << 20)}
+        plan = json.loads(run("plan", TINY, *EMU, "--json", env=small)[1])
+        self.assertTrue(plan["on_device"] and plan["fits"], plan)
+        self.assertEqual((plan["memory_bytes"], plan["ranks"][0]["mapped_bytes"]), (64 << 20, 0))
+        rc, _, err = run("complete", TINY, *EMU, "--prompt", "a", env={"SLUICE_CUDA_EMU_MEMORY": "100000"})
+        self.assertEqual(rc, 5, err)
 
     def test_failed_device_hands_its_streams_over(self):
         """The router's other worker goes on exactly where the device stopped."""

@@ -146,6 +146,7 @@ struct sl_engine_plan {
     uint32_t tp, pp, n_ranks;
     uint32_t tp_max, pp_max;      /* degrees that the model admits */
     struct sl_engine_info limits; /* numbers only */
+    uint64_t device_bytes, device_free_bytes; /* of one rank's device; 0 where the host computes */
     struct sl_engine_plan_rank ranks[SL_LIMIT_ranks];
 };
 /* What sl_engine_open would take at every rank of cfg->place.tp x pp. SL_CONFIG for degrees that
