@@ -126,8 +126,8 @@ __device__ __forceinline__ void add_slices(f32_chain<TOK> *c, const linear_args 
 }
 
 template <int TOK>
-__global__ void __launch_bounds__(WARPS_MAX * 32) linear_lanes(const linear_args a,
-                                                              const f32_shape s)
+__global__ void __launch_bounds__(WARPS_MAX * 32, 1)
+    linear_lanes(const linear_args a, const f32_shape s) /* without the 1, sm_120 spills for more */
 {
     DYN_SHARED(float, shared);
     const sl_tree_node part = a.node[blockIdx.y];
