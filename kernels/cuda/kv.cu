@@ -181,7 +181,8 @@ __device__ static float rotated(const cuda_rotary &r, const float *x, size_t ang
     uint32_t pair = r.neox ? i % half : i / 2;
     bool second = r.neox ? i >= half : i % 2;
     float a = r.neox ? x[pair] : x[2 * pair], b = r.neox ? x[half + pair] : x[2 * pair + 1];
-    float c = r.cos[angle + pair], s = r.sin[angle + pair];
+    size_t at = angle + pair + MUTANT(ROTATE_PAIR);
+    float c = r.cos[at], s = r.sin[at];
     return second ? __fmaf_rn(b, c, a * s) : __fmaf_rn(a, c, -(b * s));
 }
 
@@ -225,7 +226,7 @@ static __global__ void __launch_bounds__(BLOCK)
     const uint32_t rows = n_heads + 2 * a.g.n_kv_heads;
     size_t at = (size_t)blockIdx.x * WARPS + threadIdx.x / 32;
     uint32_t tok = (uint32_t)(at / rows), head = (uint32_t)(at % rows);
-    if (tok >= a.n_tok)
+    if (tok >= a.n_tok + MUTANT(ROTATE_TOKENS))
         return;
     size_t angle = (size_t)a.pos[tok] * (r.n_rot / 2);
     if (head < n_heads) {

@@ -30,6 +30,20 @@
     X(kv_write, KV_TOKENS, "one token too many", BOUNDS)                                           \
     X(kv_write_int8, KV_INT8_TAIL, "a row's last element is not written", WRONG)                   \
     X(kv_write_int8, KV_INT8_SCALE, "a byte of the scale is not written", WRONG)                   \
+    X(rope_kv_write, ROTATE_PAIR, "the pair after the element's", WRONG)                           \
+    X(rope_kv_write, ROTATE_TOKENS, "one token too many", BOUNDS)                                  \
+    X(top_k, TOPK_BINS_BARRIER, "no barrier between clearing bins and counting", RACE)             \
+    X(top_k, TOPK_COUNT_BARRIER, "no barrier before counts are added up", RACE)                    \
+    X(top_k, TOPK_FOUND_BARRIER, "no barrier before the bin is read", RACE)                        \
+    X(top_k, TOPK_KEPT_BARRIER, "no barrier before keys are kept", WRONG)                          \
+    X(top_k, TOPK_SORT_BARRIER, "no barrier between steps of the sort", RACE)                      \
+    X(top_k, TOPK_ORDER, "every run of the sort ascends", WRONG)                                   \
+    X(moe_route, ROUTE_TAIL, "the last expert is not looked at", WRONG)                            \
+    X(moe_group, GROUP_LOWER_BARRIER, "no barrier before counts of lower experts are read", RACE)  \
+    X(moe_group, GROUP_COUNTS_BARRIER, "no barrier before warps' counts are read", RACE)           \
+    X(moe_group, GROUP_REUSE_BARRIER, "no barrier before they are overwritten", RACE)              \
+    X(moe_group, GROUP_LOWER, "the expert's own entries count as lower", WRONG)                    \
+    X(moe_combine, COMBINE_TAIL, "one element too many", BOUNDS)                                   \
     X(attention_short, SHORT_WAIT, "copies are not waited for", COPY)                              \
     X(attention_short, SHORT_STAGE_BARRIER, "no barrier before others' copies are read", RACE)     \
     X(attention_short, SHORT_REUSE_BARRIER, "no barrier before a stage is copied to again", RACE)  \

@@ -238,6 +238,24 @@ static void run_kv_write_int8(struct output *out)
     write_pages(out, SL_I8);
 }
 
+static void run_rope_kv_write(struct output *out)
+{
+    static const struct sequence s[] = {{14, 3}, {30, 2}};
+    enum { DIM = 40, STRIDE = (HEADS + 2 * KV_HEADS) * DIM };
+    struct cuda_batch b = make_batch(s, 2);
+    struct cuda_kv kv = make_pages(SL_F16, DIM);
+    memset(kv.layer, 0xff, N_PAGES * kv.page_bytes);
+    struct cuda_rotary r = {.neox = true, .n_rot = DIM};
+    r.cos = device_floats("cos", 64 * DIM / 2, 2.0f, 2);
+    r.sin = device_floats("sin", 64 * DIM / 2, 2.0f, 3);
+    float *x = device_floats("q, k, v", b.n_tok * STRIDE, 2.0f, 1);
+    /* Rows of all tokens are no whole blocks. */
+    cuda_rope_kv_write(NULL, &r, &kv, &b, x, HEADS - 1, x + HEADS * DIM,
+                       x + (HEADS + KV_HEADS) * DIM, STRIDE);
+    keep(out, x, b.n_tok * STRIDE * sizeof *x);
+    keep(out, kv.layer, N_PAGES * kv.page_bytes);
+}
+
 static void attend(struct output *out, const struct sequence *s, uint32_t n)
 {
     enum { DIM = 64, WIDTH = HEADS * DIM };
@@ -262,6 +280,63 @@ static void run_attention_long(struct output *out)
 {
     static const struct sequence s[] = {{260, 37}};
     attend(out, s, 1);
+}
+
+/* ---- choices ---- */
+
+/* Two walks to the right bin: many values share their first digits. */
+static void run_top_k(struct output *out)
+{
+    enum { N = 3000, K = 50 };
+    float *x = device_floats("logits", N, 0.25f, 1);
+    float *values = device_bytes("values", K * sizeof *values, NULL);
+    uint32_t *ids = device_bytes("ids", K * sizeof *ids, NULL);
+    for (uint32_t i = 0; i < N; i++)
+        x[i] += 9.0f;
+    cuda_top_k(NULL, x, 1, N, K, values, ids);
+    keep(out, values, K * sizeof *values);
+    keep(out, ids, K * sizeof *ids);
+}
+
+static const struct cuda_moe moe = {.n_experts = 40, .n_used = 3};
+
+static void run_moe_route(struct output *out)
+{
+    enum { TOK = 9 };
+    float *x = device_floats("logits", TOK * moe.n_experts, 4.0f, 1);
+    float *gates = device_bytes("gates", TOK * moe.n_used * sizeof *gates, NULL);
+    uint32_t *experts = device_bytes("experts", TOK * moe.n_used * sizeof *experts, NULL);
+    x[moe.n_experts - 1] = 3.0f;
+    cuda_moe_route(NULL, &moe, x, TOK, experts, gates);
+    keep(out, gates, TOK * moe.n_used * sizeof *gates);
+    keep(out, experts, TOK * moe.n_used * sizeof *experts);
+}
+
+static void run_moe_group(struct output *out)
+{
+    enum { TOK = 200, N = 3 * TOK };
+    uint32_t chosen[N];
+    for (uint32_t i = 0; i < N; i++)
+        chosen[i] = i * 7 % 5;
+    uint32_t *experts = device_bytes("experts", sizeof chosen, chosen);
+    uint32_t *start = device_bytes("start", (moe.n_experts + 1) * sizeof *start, NULL);
+    uint32_t *entry = device_bytes("entry", sizeof chosen, NULL);
+    uint32_t *row = device_bytes("row", sizeof chosen, NULL);
+    cuda_moe_group(NULL, &moe, experts, TOK, start, entry, row);
+    keep(out, start, (moe.n_experts + 1) * sizeof *start);
+    keep(out, entry, sizeof chosen);
+    keep(out, row, sizeof chosen);
+}
+
+static void run_moe_combine(struct output *out)
+{
+    enum { TOK = 2, DIM = 300, N = 3 * TOK };
+    static const uint32_t rows[N] = {5, 1, 3, 0, 2, 4};
+    float *y = device_floats("y", N * DIM, 2.0f, 1), *gates = device_floats("gates", N, 1.0f, 2);
+    uint32_t *row = device_bytes("row", sizeof rows, rows);
+    float *x = device_bytes("out", TOK * DIM * sizeof *x, NULL);
+    cuda_moe_combine(NULL, &moe, y, gates, row, TOK, DIM, x);
+    keep(out, x, TOK * DIM * sizeof *x);
 }
 
 /* ---- linear ---- */
@@ -359,6 +434,11 @@ const struct mutant_case mutant_cases[] = {
     {"logit_stats", run_logit_stats},
     {"kv_write", run_kv_write},
     {"kv_write_int8", run_kv_write_int8},
+    {"rope_kv_write", run_rope_kv_write},
+    {"top_k", run_top_k},
+    {"moe_route", run_moe_route},
+    {"moe_group", run_moe_group},
+    {"moe_combine", run_moe_combine},
     {"attention_short", run_attention_short},
     {"attention_fold", run_attention_short},
     {"attention_long", run_attention_long},
