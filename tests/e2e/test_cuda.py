@@ -21,6 +21,11 @@ def request(i, max_tokens=12):
                 ignore_eos=True, seed=100 + i)
 
 
+def metric(server, name):
+    rows = [r for r in server.get("/metrics")[1].splitlines() if r.startswith((name + "{", name + " "))]
+    return sum(float(r.rsplit(" ", 1)[1]) for r in rows)
+
+
 def answers(server, n, **kw):
     return in_parallel([lambda i=i: read_stream(server, TEXT, request(i, **kw)).result() for i in range(n)])
 
@@ -92,6 +97,20 @@ class Cuda(unittest.TestCase):
                     w.kill()
                 router.kill()
         until_true("a device failed", attempt)
+
+    def test_pages_travel_between_devices(self):
+        """Prefill on one worker, decode on another: pages leave one device's memory and enter the other's."""
+        router = Router("--prefill-min-tokens", "32")
+        workers = [Worker(router, args=(*EMU, "--role", role)) for role in ("prefill", "decode")]
+        try:
+            router.wait_ready()
+            wait_until("2 workers", lambda: len([p for p in router.ps() if p["role"] != "router"]) == 2)
+            self.assertEqual(answers(router, 8), self.want)
+            wait_until("pages travelled", lambda: metric(router, "sluice_kv_transfer_pages_received_total") > 0)
+        finally:
+            for w in workers:
+                w.kill()
+            router.kill()
 
     def test_serve_starts_again(self):
         """A device that fails every 16 steps: streams go on in the next process, without a second worker."""
