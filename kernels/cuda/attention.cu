@@ -197,6 +197,8 @@ __device__ static void begin_rows(const attn_args &a, const attn_short &g, const
     }
     if (threadIdx.x < rows)
         s.seen[threadIdx.x] = threadIdx.x < t.n_rows ? seen_by(a, t, threadIdx.x, base) : 0;
+    if (MUTANT(SHORT_CAUSAL) && threadIdx.x < t.n_rows)
+        s.seen[threadIdx.x]++;
 }
 
 /* The segment's results, or the call's when there is one segment. */
@@ -246,16 +248,16 @@ static __global__ void __launch_bounds__(BLOCK, 4)
             stage_rows<TYPE>(a, g, t, half, base + next, min(n_pos - next, g.chunk),
                              s.stages + (~c & 1) * g.stage_bytes);
             dev_copy_commit();
-            dev_copy_wait<1>();
+            UNLESS(SHORT_WAIT) dev_copy_wait<1>();
         } else {
             dev_copy_wait<0>();
         }
-        __syncthreads();
+        UNLESS(SHORT_STAGE_BARRIER) __syncthreads();
         if (c < n_chunks)
             score_rows<TYPE>(g, s, stage, padded, t.n_rows, n, a.scale, s.p + p0);
         else
             weigh_rows<TYPE>(g, s, stage, padded, t.n_rows, p0, n);
-        __syncthreads();
+        UNLESS(SHORT_REUSE_BARRIER) __syncthreads();
         if (c + 1 == n_chunks) {
             uint32_t r = threadIdx.x / 16;
             bool is_row = r < t.n_rows;
@@ -263,8 +265,7 @@ static __global__ void __launch_bounds__(BLOCK, 4)
             if (is_row && threadIdx.x % 16 == 0) {
                 s.max[r] = m;
                 s.sum[r] = l;
-            }
-            __syncthreads();
+            } /* the next turn's barrier comes before anyone reads these */
         }
     }
     end_rows(a, t, s, padded, seg);
@@ -279,7 +280,7 @@ static __global__ void __launch_bounds__(BLOCK) attention_fold(attn_args a)
         return;
     uint32_t slot = attn_slot(seq, first, a.short_max) + tok - first;
     size_t at = attn_partial(slot, head, a.n_heads, 0, a.n_seg);
-    uint32_t n_seg = a.pos[tok] / SEG + 1;
+    uint32_t n_seg = a.pos[tok] / SEG + 1 - MUTANT(FOLD_LAST);
     float m = a.partial_ml[2 * at], l = a.partial_ml[2 * at + 1], o = a.partial_o[at * dim + d];
     for (uint32_t i = 1; i < n_seg; i++) {
         float f, f2;

@@ -250,22 +250,22 @@ static __global__ void __launch_bounds__(BLOCK, 4) attention_long(attn_args a, a
         for (uint32_t p0 = 0; p0 < n_pos; p0 += g.chunk) {
             uint32_t n = min(n_pos - p0, g.chunk);
             load_rows<TYPE>(a, g, t, 0, base + p0, n, s.kv);
-            __syncthreads();
+            UNLESS(LONG_KEYS_BARRIER) __syncthreads();
             score_chunk(g, s, padded, p0, n, a.scale);
-            __syncthreads();
+            UNLESS(LONG_SCORES_BARRIER) __syncthreads();
         }
         softmax_rows(g, t, s, base);
         for (uint32_t p0 = 0; p0 < n_pos; p0 += g.chunk) {
             uint32_t n = min(n_pos - p0, g.chunk);
             load_rows<TYPE>(a, g, t, 1, base + p0, n, s.kv);
-            __syncthreads();
+            UNLESS(LONG_VALUES_BARRIER) __syncthreads();
             if (w.row < g.rows)
                 weigh_chunk(g, s, w, p0, n, acc);
-            __syncthreads();
+            UNLESS(LONG_WEIGH_BARRIER) __syncthreads();
         }
         if (w.row < g.rows)
             merge_quad(a, t, s, w, base, acc);
-        __syncthreads();
+        UNLESS(LONG_SEEN_BARRIER) __syncthreads();
     }
     if (w.row < g.rows)
         finish_quad(a, t, s, w);

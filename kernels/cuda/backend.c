@@ -74,7 +74,8 @@ static uint32_t cuda_op_launches(struct sl_backend *b, struct sl_launches *out)
 static void cuda_op_close(struct sl_backend *base)
 {
     struct cuda_backend *b = cuda_of(base);
-    cuda_enter(b);
+    if (b->stream)
+        cuda_settle(b);
     cuda_plan_close(b);
     cuda_load_close(b);
     if (b->stream)

@@ -70,6 +70,9 @@ enum sl_status cuda_plugin_open(const struct sl_cuda_config *cfg, struct sl_back
                                 struct sl_err *err);
 
 /* ---- backend_memory.c ---- */
+
+/* Waits for what is in flight, after a failure as well: it may use what is given back next. */
+void cuda_settle(struct cuda_backend *b);
 void cuda_op_memory(struct sl_backend *b, uint64_t *total_bytes, uint64_t *free_bytes);
 void *cuda_op_alloc(struct sl_backend *b, size_t bytes);
 void cuda_op_free(struct sl_backend *b, void *p, size_t bytes);

@@ -33,14 +33,19 @@ enum sl_status cuda_take(struct cuda_backend *b, size_t bytes, void **out, struc
     return err->status;
 }
 
+void cuda_settle(struct cuda_backend *b)
+{
+    cuda_enter(b);
+    cuda_ok(b, cudaStreamSynchronize(b->stream), "cudaStreamSynchronize");
+}
+
 /* Waits for what is in flight. Graphs may point there. */
 void cuda_give(struct cuda_backend *b, void *p)
 {
     if (!p)
         return;
+    cuda_settle(b);
     cuda_graphs_drop(b);
-    if (cuda_enter(b))
-        cuda_ok(b, cudaStreamSynchronize(b->stream), "cudaStreamSynchronize");
     cuda_ok(b, cudaFree(p), "cudaFree");
 }
 
@@ -83,9 +88,10 @@ void cuda_op_mirror_free(struct sl_backend *base, void *mirror, void *p, size_t 
     struct cuda_backend *b = cuda_of(base);
     (void)p;
     (void)bytes;
-    cuda_enter(b);
-    if (mirror)
-        cuda_ok(b, cudaFreeHost(mirror), "cudaFreeHost");
+    if (!mirror)
+        return;
+    cuda_settle(b);
+    cuda_ok(b, cudaFreeHost(mirror), "cudaFreeHost");
 }
 
 void cuda_op_write(struct sl_backend *base, void *to, const void *host, size_t bytes)

@@ -59,13 +59,12 @@ static bool load_open(struct cuda_backend *b, size_t bytes, struct sl_err *err)
 
 void cuda_load_close(struct cuda_backend *b)
 {
-    cuda_enter(b);
+    if (b->load_bytes)
+        cuda_settle(b);
     for (uint32_t i = 0; i < N_LOAD_SLOTS; i++) {
         struct load_slot *s = &b->load[i];
-        if (s->done) {
-            cuda_ok(b, cudaEventSynchronize(s->done), "cudaEventSynchronize");
+        if (s->done)
             cuda_ok(b, cudaEventDestroy(s->done), "cudaEventDestroy");
-        }
         if (s->dev)
             cuda_ok(b, cudaFree(s->dev), "cudaFree");
         if (s->pinned)
@@ -181,6 +180,7 @@ enum sl_status cuda_op_weight_pack(struct sl_backend *base, const struct sl_weig
     }
     if (!write_tail(b, &w, data, p) || !load_rows(b, src, n_src, &w, data)) {
         *err = b->failed;
+        cuda_settle(b);
         cudaFree(data);
         free(p);
         return err->status;

@@ -14,6 +14,8 @@
 #include <cuda_runtime_api.h>
 #include <stdint.h>
 
+#include "cuda/mutant.h"
+
 #define FULL_WARP 0xffffffffu
 
 #ifdef __CUDACC__
@@ -261,7 +263,7 @@ __device__ __forceinline__ float dev_warp_max(float v)
     static const char name##_key = 0;                                                              \
     T *name = reinterpret_cast<T *>(emu_shared_static(&name##_key, sizeof(T) * (n)))
 #define KLAUNCH_AS(name, kernel, grid, block, smem, stream, ...)                                   \
-    (dev_count_launch(name),                                                                       \
+    (dev_count_launch(name), emu_at(__FILE__, __LINE__),                                           \
      emu_launch_on(stream, name, kernel, grid, block, smem, ##__VA_ARGS__))
 
 #endif

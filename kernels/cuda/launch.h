@@ -144,6 +144,16 @@ struct cuda_attn {
 };
 cudaError_t cuda_kv_write(cudaStream_t s, const struct cuda_kv *kv, const struct cuda_batch *batch,
                           const float *k, const float *v, uint32_t stride);
+/* Both in one: rotates the n_heads heads of q in place, and stores k, rotated on the way, and v. All
+ * three have the row stride; k stays as it was. */
+struct cuda_rotary {
+    bool neox;
+    uint32_t n_rot;
+    const float *cos, *sin; /* [n_pos, n_rot / 2] */
+};
+cudaError_t cuda_rope_kv_write(cudaStream_t s, const struct cuda_rotary *rope,
+                               const struct cuda_kv *kv, const struct cuda_batch *batch, float *q,
+                               uint32_t n_heads, const float *k, const float *v, uint32_t stride);
 /* Scratch for the segments' (max, sum, out), in bytes: for a batch of that many sequences and rows
  * up to max_pos, and for every smaller one. */
 size_t cuda_attention_scratch(uint32_t n_seq, uint32_t n_tok, uint32_t n_heads, uint32_t head_dim,

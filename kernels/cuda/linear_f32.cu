@@ -95,7 +95,7 @@ __device__ __forceinline__ void add_chunk(f32_chain<TOK> *c, const float *xs, co
             float xv[4] = {u.x, u.y, u.z, u.w};
             UNROLL
             for (uint32_t j = 0; j < 4; j++)
-                if (k + j >= k0 && k + j < k1)
+                if (k + j >= k0 && k + j < k1 - MUTANT(F32_BORDER))
                     c->acc[m] = __fmaf_rn(wv[j], xv[j], c->acc[m]);
         }
     }
@@ -112,13 +112,13 @@ __device__ __forceinline__ void add_slices(f32_chain<TOK> *c, const linear_args 
     for (uint32_t i = first; i < end; i++) {
         uint32_t k0 = border[i], k1 = border[i + 1];
         for (uint32_t kc = k0 / CHUNK * CHUNK; kc < k1; kc += CHUNK) {
-            __syncwarp();
+            UNLESS(F32_REUSE_SYNC) __syncwarp();
             UNROLL
             for (int m = 0; m < TOK; m++)
                 xs[m * CHUNK + lane] = m < (int)rows && kc + lane < a.k
                                            ? x[(size_t)m * a.x_stride + kc + lane]
                                            : 0.0f;
-            __syncwarp();
+            UNLESS(F32_FILL_SYNC) __syncwarp();
             add_chunk(c, xs, a.w + tile_f32_at(a.k, tile * TILE_OUT_F32 + lane, kc), kc, k0, k1);
         }
         c->end_slice(i + 1 == end);
@@ -126,8 +126,8 @@ __device__ __forceinline__ void add_slices(f32_chain<TOK> *c, const linear_args 
 }
 
 template <int TOK>
-__global__ void __launch_bounds__(WARPS_MAX * 32) linear_lanes(const linear_args a,
-                                                              const f32_shape s)
+__global__ void __launch_bounds__(WARPS_MAX * 32, 1)
+    linear_lanes(const linear_args a, const f32_shape s) /* without the 1, sm_120 spills for more */
 {
     DYN_SHARED(float, shared);
     const sl_tree_node part = a.node[blockIdx.y];
@@ -144,7 +144,7 @@ __global__ void __launch_bounds__(WARPS_MAX * 32) linear_lanes(const linear_args
         c.top = 0;
         if (first < end)
             c.push();
-        __syncthreads();
+        UNLESS(F32_GROUPS_BARRIER) __syncthreads();
         if (ws > 0)
             return;
         uint32_t n_groups = tile_ceil(part.n, s.group_slices);
@@ -200,7 +200,7 @@ __global__ void tree_sum(const tree_args a)
         v[p * TREE_THREADS] = a.parts[p * all + i];
     for (uint32_t j = 0; j + 1 < a.tree.n_parts; j++) {
         float *to = v + a.tree.add[j].to * TREE_THREADS;
-        *to = *to + v[a.tree.add[j].from * TREE_THREADS];
+        *to = *to + v[a.tree.add[j].from * (TREE_THREADS - MUTANT(TREE_STRIDE))];
     }
     uint32_t col = (uint32_t)(i % a.n);
     float *y = a.y + i / a.n * a.y_stride + col, sum = *v;

@@ -88,7 +88,8 @@ template <sl_dtype T> __global__ void pack_tiles(const pack_args a)
         uint32_t tile = tile0 + (uint32_t)(i / n_pairs), pair = (uint32_t)(i % n_pairs);
         uint8_t *to = a.data + tile_pair_at(T, n_pairs, tile, pair);
         for (uint32_t half = 0; half < 4; half++) {
-            uint32_t block = half / 2, r = lane / 4 + half % 2 * 8, t = lane % 4;
+            uint32_t block = half / 2, t = lane % 4;
+            uint32_t r = lane / 4 + half % 2 * (8 - MUTANT(PACK_ROWS));
             uint32_t row = tile * TILE_OUT + r;
             if (!takes_row(a, row))
                 continue;
@@ -115,7 +116,7 @@ __global__ void pack_f32(const pack_args a)
             reinterpret_cast<const float *>(a.src + (row - a.row) * a.row_bytes) + k0;
         float v[4];
         for (uint32_t j = 0; j < 4; j++)
-            v[j] = row < a.n && k0 + j < a.k ? from[j] : 0.0f;
+            v[j] = row < a.n && k0 + j < a.k + MUTANT(PACK_TAIL) ? from[j] : 0.0f;
         *reinterpret_cast<float4 *>(a.data + tile_f32_at(a.k, row, k0)) =
             make_float4(v[0], v[1], v[2], v[3]);
     }
@@ -162,7 +163,7 @@ __global__ void quantize_int8(const act_args a)
             amax = larger(fabsf(v[j]), amax);
             poison += v[j] * 0.0f; /* NaN exactly for NaN and infinity */
         }
-        for (int m = 4; m; m /= 2) {
+        for (int m = MUTANT(QUANT_BLOCK) ? 2 : 4; m; m /= 2) {
             amax = larger(amax, __shfl_xor_sync(FULL_WARP, amax, m));
             poison += __shfl_xor_sync(FULL_WARP, poison, m);
         }
@@ -196,7 +197,7 @@ template <sl_dtype T> __global__ void round_16(const act_args a)
         const float *x = a.x + (size_t)tok * a.x_stride;
         uint32_t word = 0;
         for (uint32_t j = 0; j < 2; j++) {
-            float v = 2 * w + j < a.k ? x[2 * w + j] : 0.0f;
+            float v = 2 * w + j < a.k + MUTANT(ROUND_TAIL) ? x[2 * w + j] : 0.0f;
             word |= (uint32_t)(T == SL_F16 ? dev_to_f16(v) : dev_to_bf16(v)) << 16 * j;
         }
         uint8_t *to = a.act + tile_act_pair_at(T, n_pairs, tok / TILE_TOK, w / 16);

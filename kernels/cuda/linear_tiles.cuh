@@ -102,7 +102,7 @@ template <sl_dtype T, int MT, int NT, int P> struct source {
         x = static_cast<const uint8_t *>(a.x) +
             tile_act_pair_at(T, n_pairs, at.tok0 / TILE_TOK, at.pair) + at.lane * 16;
         w_tile = tile_pair_at(T, n_pairs, 1, 0);
-        x_tile = tile_act_pair_at(T, n_pairs, 1, 0);
+        x_tile = tile_act_pair_at(T, n_pairs, 1, 0) - 16 * MUTANT(TILES_STRIDE);
         n_tiles = at.tile < all ? min(all - at.tile, (uint32_t)MT) : 0;
         left = at.pair_end - at.pair;
         used = 0; /* with one tile there is one warp beside it */
@@ -253,7 +253,7 @@ __device__ __forceinline__ void store_sums(chain<MT, NT> *c, const linear_args &
                 for (int j = 0; j < 2; j++) {
                     uint32_t tok = n * TILE_TOK + tile_sum_col(at.lane, j);
                     float sum = c->acc[m][n][half * 2 + j], *y = out + (size_t)tok * a.out_stride + i;
-                    if (tok >= at.cols)
+                    if (tok >= at.cols + MUTANT(TILES_COLUMNS))
                         continue;
                     if (a.bias)
                         sum = sum + bias;
@@ -285,8 +285,9 @@ __global__ void __launch_bounds__(WARPS_MAX * 32, 1)
         from.copy(at, s.wn, ring + i * stage_bytes);
     uint8_t *now = ring, *before = ring + ring_bytes - stage_bytes;
     for (uint32_t i = 0; i < n_stages; i++) {
-        wait_stage(s.stages);
-        sync_group(s.wn); /* the stage has come, and the one before has been read by all */
+        UNLESS(TILES_WAIT) wait_stage(s.stages);
+        UNLESS(TILES_SYNC) sync_group(s.wn);
+        /* The stage has come, and the one before has been read by all. */
         from.copy(at, s.wn, before);
         uint32_t pair = at.pair + i * P;
         if (pair < at.pair_end) {
@@ -307,7 +308,7 @@ __global__ void __launch_bounds__(WARPS_MAX * 32, 1)
         c.top = 0;
         if (at.slice < at.slice_end)
             c.push();
-        __syncthreads();
+        UNLESS(TILES_GROUPS_BARRIER) __syncthreads();
         if (at.ws > 0)
             return;
         c.add_groups(tile_ceil(part.n, s.group_slices), s.wn * s.levels * (K::sums / 4));

@@ -23,7 +23,7 @@ __device__ static uint64_t warp_min(uint64_t key)
 __device__ static uint64_t next_key(const float *x, uint32_t n, uint64_t after, bool first)
 {
     uint64_t best = ~0ull;
-    for (uint32_t i = threadIdx.x % 32; i < n; i += 32) {
+    for (uint32_t i = threadIdx.x % 32; i < n - MUTANT(ROUTE_TAIL); i += 32) {
         uint64_t key = math_order_key(x[i], i);
         if ((first || key > after) && key < best)
             best = key;
@@ -93,13 +93,13 @@ __device__ static uint32_t rank_of(bool flag, uint32_t *counts, uint32_t *total)
     uint32_t votes = __ballot_sync(FULL_WARP, flag), rank = 0;
     if (lane == 0)
         counts[warp] = (uint32_t)__popc(votes);
-    __syncthreads();
+    UNLESS(GROUP_COUNTS_BARRIER) __syncthreads();
     *total = 0;
     for (uint32_t i = 0; i < WARPS; i++) {
         rank += i < warp ? counts[i] : 0;
         *total += counts[i];
     }
-    __syncthreads();
+    UNLESS(GROUP_REUSE_BARRIER) __syncthreads();
     return rank + (uint32_t)__popc(votes & ((1u << lane) - 1));
 }
 
@@ -109,11 +109,11 @@ __device__ static uint32_t count_lower(const uint32_t *experts, uint32_t n, uint
 {
     uint32_t mine = 0, all = 0;
     for (uint32_t i = threadIdx.x; i < n; i += BLOCK)
-        mine += experts[i] < expert;
+        mine += experts[i] < expert + MUTANT(GROUP_LOWER);
     mine = (uint32_t)dev_warp_sum((int32_t)mine);
     if (threadIdx.x % 32 == 0)
         counts[threadIdx.x / 32] = mine;
-    __syncthreads();
+    UNLESS(GROUP_LOWER_BARRIER) __syncthreads();
     for (uint32_t i = 0; i < WARPS; i++)
         all += counts[i];
     __syncthreads();
@@ -158,7 +158,7 @@ static __global__ void moe_combine(const float *y, const float *gates, const uin
 {
     uint32_t tok = blockIdx.x, i = blockIdx.y * BLOCK + threadIdx.x;
     float sum = 0.0f;
-    if (i >= dim)
+    if (i >= dim + MUTANT(COMBINE_TAIL))
         return;
     for (uint32_t j = 0; j < n_used; j++) {
         size_t at = (size_t)tok * n_used + j;

@@ -121,12 +121,12 @@ static __global__ void embed(const void *table, uint32_t k, const uint32_t *ids,
     quad q;
     if (!quad_of_thread(n_tok, k, &q))
         return;
-    size_t row = ids[q.row];
+    size_t row = ids[q.row] + MUTANT(EMBED_ROW);
     float4 v;
     if (TYPE == SL_Q8_0 || TYPE == SL_Q4_0 || TYPE == SL_Q4_1) {
         const size_t bytes = TYPE == SL_Q8_0 ? 34 : TYPE == SL_Q4_0 ? 18 : 20;
-        v = load_block_quad<TYPE>(static_cast<const uint8_t *>(table) + row * (k / 32) * bytes,
-                                  q.i);
+        size_t at = row * (k / 32 + MUTANT(EMBED_STRIDE)) * bytes;
+        v = load_block_quad<TYPE>(static_cast<const uint8_t *>(table) + at, q.i);
     } else {
         size_t at = row * k + q.i;
         v.x = element_at<TYPE>(table, at);
@@ -187,17 +187,17 @@ static __global__ void __launch_bounds__(BLOCK)
         uint32_t n = min(dim - first, (uint32_t)NORM_TILE);
         for (uint32_t i = threadIdx.x * QUAD; i < n; i += BLOCK * QUAD)
             store_quad(tile + i, QUAD, load_quad(row + first + i, min(n - i, (uint32_t)QUAD)));
-        __syncthreads();
+        UNLESS(NORM_FILL_BARRIER) __syncthreads();
         if (threadIdx.x < 16)
-            acc = square_chain(tile, threadIdx.x, n, acc);
-        __syncthreads();
+            acc = square_chain(tile, threadIdx.x, n - MUTANT(NORM_TAIL), acc);
+        UNLESS(NORM_REUSE_BARRIER) __syncthreads();
     }
     if (threadIdx.x < 32) {
         float ss = math_fold_sum(acc);
         if (threadIdx.x == 0)
             *shared_r = 1.0f / __fsqrt_rn(ss / (float)dim + eps);
     }
-    __syncthreads();
+    UNLESS(NORM_SCALE_BARRIER) __syncthreads();
     float r = *shared_r;
     for (uint32_t i = threadIdx.x * QUAD; i < dim; i += BLOCK * QUAD) {
         uint32_t n = min(dim - i, (uint32_t)QUAD);
@@ -234,10 +234,10 @@ static __global__ void rope(bool neox, uint32_t half, const float *cos, const fl
     uint32_t i = (uint32_t)(at % half);
     size_t head = at / half;
     uint32_t tok = (uint32_t)(head / n_heads);
-    if (tok >= n_tok)
+    if (tok >= n_tok + MUTANT(ROPE_TOKENS))
         return;
     float *row = x + (size_t)tok * stride + head % n_heads * head_dim;
-    size_t angle = (size_t)pos[tok] * half + i;
+    size_t angle = (size_t)pos[tok] * (half + MUTANT(ROPE_STRIDE)) + i;
     if (neox)
         rotate(row + i, row + half + i, cos[angle], sin[angle]);
     else
@@ -268,7 +268,7 @@ static __global__ void silu_mul(const float *gu, uint32_t n_tok, uint32_t dim, f
     if (!quad_of_thread(n_tok, dim, &q))
         return;
     const float *gate = gu + (size_t)q.row * 2 * dim + q.i;
-    float4 g = load_quad(gate, q.n), u = load_quad(gate + dim, q.n);
+    float4 g = load_quad(gate, q.n), u = load_quad(gate + dim - MUTANT(SILU_UP), q.n);
     store_quad(out + (size_t)q.row * dim + q.i, q.n,
                make_float4(silu_times(g.x, u.x), silu_times(g.y, u.y), silu_times(g.z, u.z),
                            silu_times(g.w, u.w)));
@@ -286,7 +286,7 @@ static __global__ void add(float *x, const float *y, size_t n)
     size_t i = ((size_t)blockIdx.x * BLOCK + threadIdx.x) * QUAD;
     if (i >= n)
         return;
-    uint32_t left = n - i < QUAD ? (uint32_t)(n - i) : (uint32_t)QUAD;
+    uint32_t left = n - i < QUAD && !MUTANT(ADD_TAIL) ? (uint32_t)(n - i) : (uint32_t)QUAD;
     float4 a = load_quad(x + i, left), b = load_quad(y + i, left);
     store_quad(x + i, left, make_float4(a.x + b.x, a.y + b.y, a.z + b.z, a.w + b.w));
 }
@@ -305,7 +305,7 @@ static __global__ void gather_rows(const float *x, const uint32_t *rows, uint32_
     if (!quad_of_thread(n_rows, dim, &q))
         return;
     store_quad(out + (size_t)q.row * dim + q.i, q.n,
-               load_quad(x + (size_t)rows[q.row] * dim + q.i, q.n));
+               load_quad(x + (size_t)rows[q.row] * (dim + MUTANT(GATHER_STRIDE)) + q.i, q.n));
 }
 
 cudaError_t cuda_gather_rows(cudaStream_t s, const float *x, const uint32_t *rows, uint32_t n_rows,
@@ -334,7 +334,7 @@ __device__ static float row_max(const float *x, uint32_t n, float *lanes)
         m = v > m ? v : m;
     }
     lanes[threadIdx.x] = m;
-    __syncthreads();
+    UNLESS(STATS_LANES_BARRIER) __syncthreads();
     if (threadIdx.x < 32) {
         m = lanes[lane];
         for (uint32_t h = 1; h < HALVES; h++)
@@ -344,15 +344,15 @@ __device__ static float row_max(const float *x, uint32_t n, float *lanes)
             float o = __shfl_xor_sync(FULL_WARP, m, i);
             m = m > o ? m : o;
         }
-        for (uint32_t i = n_groups * 16; i < n; i++)
+        for (uint32_t i = n_groups * 16; i < n - MUTANT(STATS_TAIL); i++)
             m = x[i] > m ? x[i] : m;
-        __syncwarp();
+        UNLESS(STATS_LANES_SYNC) __syncwarp();
         if (threadIdx.x == 0)
             lanes[0] = m;
     }
-    __syncthreads();
+    UNLESS(STATS_MAX_BARRIER) __syncthreads();
     m = lanes[0];
-    __syncthreads();
+    UNLESS(STATS_RETURN_BARRIER) __syncthreads();
     return m;
 }
 
@@ -393,7 +393,8 @@ static __global__ void __launch_bounds__(BLOCK)
         float *tile = tiles + turn * STATS_TILE;
         if (threadIdx.x >= 32)
             fill_exps(x, n, first, m, tile, &my);
-        __syncthreads(); /* the other tile is filled while this one is added up */
+        /* The other tile is filled while this one is added up. */
+        UNLESS(STATS_TILE_BARRIER) __syncthreads();
         uint32_t end = min(n - first, (uint32_t)STATS_TILE);
         if (threadIdx.x < 16) {
             UNROLL_BY(8)
@@ -402,7 +403,7 @@ static __global__ void __launch_bounds__(BLOCK)
         }
     }
     found[threadIdx.x] = my;
-    __syncthreads();
+    UNLESS(STATS_FOUND_BARRIER) __syncthreads();
     if (threadIdx.x >= 32)
         return;
     sum = math_fold_sum(sum);

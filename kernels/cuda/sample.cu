@@ -28,14 +28,14 @@ __device__ static void count_keys(const float *x, uint32_t n, uint64_t known, in
 {
     for (uint32_t i = threadIdx.x; i < BINS; i += BLOCK)
         bins[i] = 0;
-    __syncthreads();
+    UNLESS(TOPK_BINS_BARRIER) __syncthreads();
     for (uint32_t i = threadIdx.x; i < n; i += BLOCK) {
         uint64_t key = math_order_key(x[i], i);
         /* Shifting by 64 is undefined: the first digit's known part is nothing. */
         if (shift + digit == 64 || key >> (shift + digit) == known >> (shift + digit))
             atomicAdd(&bins[(uint32_t)(key >> shift) & ((1u << digit) - 1)], 1u);
     }
-    __syncthreads();
+    UNLESS(TOPK_COUNT_BARRIER) __syncthreads();
 }
 
 /* The bin of the key number `want` (from 1). Warp 0 finds its run of bins by sums of runs. */
@@ -60,7 +60,7 @@ __device__ static void find_bin(const uint32_t *bins, uint32_t want, found *out)
             *out = {bin, before, bins[bin]};
         }
     }
-    __syncthreads();
+    UNLESS(TOPK_FOUND_BARRIER) __syncthreads();
 }
 
 /* Ascending, n a power of two (Batcher 1968). */
@@ -71,12 +71,12 @@ __device__ static void sort_keys(uint64_t *keys, uint32_t n)
             for (uint32_t i = threadIdx.x; i < n / 2; i += BLOCK) {
                 uint32_t a = 2 * i - (i & (step - 1)), b = a + step;
                 uint64_t lo = keys[a], hi = keys[b];
-                if ((lo > hi) == ((a & size) == 0)) {
+                if ((lo > hi) == ((a & size) == 0 || MUTANT(TOPK_ORDER))) {
                     keys[a] = hi;
                     keys[b] = lo;
                 }
             }
-            __syncthreads();
+            UNLESS(TOPK_SORT_BARRIER) __syncthreads();
         }
 }
 
@@ -107,7 +107,7 @@ static __global__ void __launch_bounds__(BLOCK)
     }
     if (threadIdx.x == 0)
         *n_kept = 0;
-    __syncthreads();
+    UNLESS(TOPK_KEPT_BARRIER) __syncthreads();
     for (uint32_t i = threadIdx.x; i < n; i += BLOCK) {
         uint64_t key = math_order_key(x[i], i);
         if (key <= limit)

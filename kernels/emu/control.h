@@ -64,6 +64,9 @@ void emu_faults_clear(void);
  * with SLUICE_CUDA_EMU_COUNTS=PATH writes them to PATH.PID at its exit, with reports and leaks. */
 const char *emu_call_count(uint32_t i, uint64_t *n);
 
+/* Whether a kernel's fault ends its launch only; not beside ThreadSanitizer. */
+bool emu_traps_faults(void);
+
 /* Where the seed goes to: the next draws of all devices follow it. */
 void emu_seed(uint64_t seed);
 

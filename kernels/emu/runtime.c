@@ -7,21 +7,10 @@
 
 struct runtime rt = {.lock = PTHREAD_MUTEX_INITIALIZER, .changed = PTHREAD_COND_INITIALIZER};
 
-static __thread struct emu_site site;
 static __thread int current;
 static __thread cudaError_t last_error;
 
 /* ---- small things ---- */
-
-void emu_at(const char *file, int line)
-{
-    site = (struct emu_site){file, line};
-}
-
-struct emu_site emu_site_now(void)
-{
-    return site;
-}
 
 uint64_t emu_now_ns(void)
 {
@@ -148,7 +137,7 @@ static bool call_refuse(struct call *c, cudaError_t error)
 
 bool call_begin_light(struct call *c, enum call_id id)
 {
-    *c = (struct call){.id = id, .site = site};
+    *c = (struct call){.id = id, .site = emu_site_now()};
     pthread_mutex_lock(&rt.lock);
     configure_once();
     c->device = &rt.devices[current];
@@ -186,7 +175,7 @@ cudaError_t call_end(struct call *c, cudaError_t error)
         last_error = error;
     pthread_mutex_unlock(&rt.lock);
     c->error = error;
-    site = (struct emu_site){0};
+    emu_at(NULL, 0);
     return error;
 }
 

@@ -1,10 +1,7 @@
 /* What the files of the emulated CUDA runtime share.
  *
  * One lock guards everything; it is let go only while an operation runs and while a host thread
- * waits. An operation (struct op) has one mark: its end, on which others depend. Marks carry vector
- * clocks (Mattern 1989): one component, a slot, per stream and per strand of a graph, and the host
- * as a whole knows what was waited for. Two operations neither of which knows of the other have no
- * order, whatever this run did. */
+ * waits. */
 #ifndef SLUICE_KERNELS_EMU_RUNTIME_H
 #define SLUICE_KERNELS_EMU_RUNTIME_H
 
@@ -19,35 +16,13 @@
 #include "emu/calls.h"
 #include "emu/control.h"
 #include "emu/emu.h"
-
-enum { SLOTS_MAX = 256, NO_SLOT = SLOTS_MAX, USES_MAX = 64 };
-
-struct clock {
-    uint32_t at[SLOTS_MAX];
-};
-/* A point on one slot. */
-struct epoch {
-    uint32_t slot, at;
-};
-
-struct mark {
-    uint32_t refs;
-    bool done;
-    struct op *op; /* NULL once done */
-    uint64_t end_ns;
-    struct epoch epoch;
-    struct clock clock; /* what it comes after, itself included */
-};
+#include "emu/order.h"
+#include "emu/work.h"
 
 /* ---- memory ---- */
 
 enum memory_kind { MEMORY_DEVICE, MEMORY_IPC, MEMORY_PINNED, MEMORY_REGISTERED };
 
-/* Rows of bytes: [base + i * pitch, + width) for i < rows. */
-struct span {
-    uintptr_t base;
-    size_t width, pitch, rows;
-};
 struct access {
     struct span span;
     bool write;
@@ -62,7 +37,7 @@ struct memory {
     size_t bytes, map_bytes;
     struct device *device; /* NULL: host */
     bool freed, mapped;    /* mapped: kernels may use it */
-    uint64_t serial, file_at;
+    uint64_t file_at;
     int peer_pid, peer_file; /* whose it is, of MEMORY_IPC */
     uint64_t peer_started;
     uint32_t n_opens;
@@ -90,50 +65,6 @@ uint32_t memory_close(struct device *d, void (*leak)(const char *));
 
 /* ---- operations ---- */
 
-enum work_kind { WORK_EMPTY, WORK_COPY, WORK_SET, WORK_KERNEL, WORK_HOST, WORK_POLL };
-
-/* What a WORK_POLL is; `user` belongs to the work. */
-struct emu_poll {
-    cudaError_t (*poll)(void *user); /* cudaErrorNotReady: is asked again */
-    void (*begin)(void *user);       /* it has been enqueued */
-    void *(*clone)(const void *user);
-    void (*free)(void *user);
-    /* The i-th range it touches; false: there are no more. */
-    bool (*access)(const void *user, uint32_t i, struct span *span, bool *write);
-};
-
-struct work {
-    enum work_kind kind;
-    const char *name; /* of the call, or of the kernel */
-    struct emu_site site;
-    cudaError_t fail; /* injected */
-    struct {
-        struct span to, from;
-        void *staged; /* owned: the source as it was */
-        uint64_t sum; /* of a pinned source as it was, if has_sum */
-        bool has_sum;
-    } copy; /* of WORK_COPY; WORK_SET has `to` */
-    uint8_t value;
-    struct emu_launch launch;
-    struct touched { /* by a watched kernel, owned */
-        struct {
-            uintptr_t lo, hi;
-            bool write;
-        } * of;
-        size_t n, max;
-    } touched;
-    void *args; /* owned */
-    size_t args_bytes;
-    cudaHostFn_t host;
-    const struct emu_poll *poll;
-    void *user;
-    struct memory *uses[USES_MAX];
-    uint32_t n_uses;
-};
-void *args_copy(const void *args, size_t bytes);
-void work_free(struct work *w);
-bool work_clone(struct work *to, const struct work *from);
-
 struct op {
     struct work work;
     struct device *device;
@@ -148,10 +79,8 @@ struct op {
 struct CUstream_st {
     struct device *device;
     unsigned flags;
-    int priority;
     struct mark *tail; /* of its last operation, or NULL */
     uint32_t slot;
-    uint64_t serial;
     struct emu_site site;
     struct capture *capture; /* NULL: not capturing */
     uint32_t *front;         /* capturing: nodes that the next one follows */
@@ -165,7 +94,6 @@ struct CUevent_st {
     uint64_t captured; /* serial of the capture it was recorded in, else 0 */
     uint32_t *front;
     uint32_t n_front;
-    uint64_t serial;
     struct emu_site site;
     struct CUevent_st *next;
 };
@@ -247,24 +175,6 @@ void device_seed(struct device *d);
 
 struct CUstream_st *stream_of(struct device *current, cudaStream_t handle);
 struct CUevent_st *event_of(cudaEvent_t handle);
-uint32_t slot_take(void);
-void slot_give(uint32_t slot);
-bool epoch_known(const struct clock *c, struct epoch e);
-void clock_join(struct clock *c, const struct clock *more);
-
-struct mark *mark_ref(struct mark *m);
-void mark_unref(struct mark *m);
-/* Waits until it is done, and then the host knows of it. */
-void mark_wait(struct mark *m);
-/* The same, but the host has no right to know. The caller holds a reference. */
-void mark_until_done(struct mark *m);
-void mark_demand(struct mark *m);
-bool mark_waited(const struct mark *m);
-/* cudaSuccess: over, and then the host knows of it; cudaErrorNotReady: now asked for. */
-cudaError_t mark_query(struct device *d, struct mark *m);
-/* What the seed makes of an operation that was just enqueued. */
-void mark_hurry(struct device *d, struct mark *m);
-
 /* Enqueues on the stream, or adds to its capture. Takes what `w` owns, also on failure. */
 cudaError_t stream_submit(struct CUstream_st *s, struct work *w);
 /* The same of a stream that does not capture, after `more` as well (NULLs are skipped). */
@@ -315,8 +225,6 @@ uint32_t graphs_close(void (*leak)(const char *));
 /* ---- checks ---- */
 
 /* Records what an operation that has run did, and reports what it had no order with. */
-void check_access(struct device *d, struct memory *m, const struct span *span, bool write,
-                  struct mark *mark, const struct work *w);
 void check_work(struct device *d, struct work *w, struct mark *mark);
 /* Of a free or destroy: is all that used it known to be over? Reports if not. */
 void check_unused(struct memory *m, const struct call *c);

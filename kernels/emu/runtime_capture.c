@@ -244,11 +244,24 @@ static bool is_joined(const struct capture *c)
     return all;
 }
 
+/* An end that fails is an end. */
+static cudaError_t end_badly(cudaStream_t stream, cudaError_t error)
+{
+    pthread_mutex_lock(&rt.lock);
+    for (struct capture *c = captures; c; c = c->next)
+        if (c->origin == stream) {
+            capture_free(c);
+            break;
+        }
+    pthread_mutex_unlock(&rt.lock);
+    return error;
+}
+
 cudaError_t cudaStreamEndCapture(cudaStream_t stream, cudaGraph_t *graph)
 {
     struct call c;
     if (!call_begin(&c, CALL_cudaStreamEndCapture))
-        return c.error;
+        return end_badly(stream, c.error);
     struct CUstream_st *s = stream_of(c.device, stream);
     if (!s || !graph)
         return call_end(&c, s ? cudaErrorInvalidValue : cudaErrorInvalidResourceHandle);

@@ -146,8 +146,8 @@ static void access_add(struct memory *m, struct access a)
     m->accesses[m->n_accesses++] = a;
 }
 
-void check_access(struct device *d, struct memory *m, const struct span *span, bool write,
-                  struct mark *mark, const struct work *w)
+static void check_access(struct device *d, struct memory *m, const struct span *span, bool write,
+                         struct mark *mark, const struct work *w)
 {
     char text[160];
     struct device *kernel_of = w->kind == WORK_KERNEL ? d : NULL;

@@ -16,7 +16,6 @@ static cudaError_t create(enum call_id id, cudaEvent_t *out, unsigned flags)
     e->device = c.device;
     e->flags = flags;
     e->site = c.site;
-    e->serial = ++rt.serial;
     e->next = c.device->events;
     c.device->events = e;
     *out = e;

@@ -116,7 +116,6 @@ bool memory_insert(struct memory *m)
     memmove(table + at + 1, table + at, (n_table - at) * sizeof *table);
     table[at] = m;
     n_table++;
-    m->serial = ++rt.serial;
     char text[160];
     memory_describe(m, text, sizeof text);
     emu_memory_add((const void *)m->base, m->bytes, text);

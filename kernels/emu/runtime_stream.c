@@ -101,7 +101,7 @@ void device_drain(struct device *d)
 
 /* ---- streams ---- */
 
-static cudaError_t create(enum call_id id, cudaStream_t *out, unsigned flags, int priority)
+static cudaError_t create(enum call_id id, cudaStream_t *out, unsigned flags)
 {
     struct call c;
     if (!call_begin(&c, id))
@@ -113,9 +113,7 @@ static cudaError_t create(enum call_id id, cudaStream_t *out, unsigned flags, in
         return call_end(&c, cudaErrorMemoryAllocation);
     s->device = c.device;
     s->flags = flags;
-    s->priority = priority;
     s->site = c.site;
-    s->serial = ++rt.serial;
     s->slot = slot_take();
     s->next = c.device->streams;
     c.device->streams = s;
@@ -125,17 +123,18 @@ static cudaError_t create(enum call_id id, cudaStream_t *out, unsigned flags, in
 
 cudaError_t cudaStreamCreate(cudaStream_t *stream)
 {
-    return create(CALL_cudaStreamCreate, stream, 0, 0);
+    return create(CALL_cudaStreamCreate, stream, 0);
 }
 
 cudaError_t cudaStreamCreateWithFlags(cudaStream_t *stream, unsigned int flags)
 {
-    return create(CALL_cudaStreamCreateWithFlags, stream, flags, 0);
+    return create(CALL_cudaStreamCreateWithFlags, stream, flags);
 }
 
 cudaError_t cudaStreamCreateWithPriority(cudaStream_t *stream, unsigned int flags, int priority)
 {
-    return create(CALL_cudaStreamCreateWithPriority, stream, flags, priority);
+    (void)priority; /* all run alike here */
+    return create(CALL_cudaStreamCreateWithPriority, stream, flags);
 }
 
 static void stream_free(struct CUstream_st *s)

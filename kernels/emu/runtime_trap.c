@@ -53,6 +53,15 @@ static __attribute__((unused)) void trap(int signal, siginfo_t *info, void *cont
     emu_break_access(emu_worker->current, pc_of(context), text);
 }
 
+bool emu_traps_faults(void)
+{
+#ifdef NO_TRAP
+    return false;
+#else
+    return true;
+#endif
+}
+
 void trap_install(void)
 {
 #ifndef NO_TRAP

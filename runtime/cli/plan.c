@@ -24,9 +24,16 @@ static const struct sl_option table[] = {{.name = "json",
                                           .help = "one JSON object instead of lines"},
                                          ENGINE_OPTION_TABLE(ROW)};
 
+/* What there is, and what is wanted of it: on the host by all ranks, of devices, each of which has
+ * one rank, by the largest. */
 struct machine {
-    uint64_t memory_bytes, available_bytes;
+    uint64_t memory_bytes, available_bytes, wanted_bytes;
 };
+
+static uint64_t rank_bytes(const struct sl_engine_plan_rank *r)
+{
+    return r->weight_bytes + r->kv_bytes + r->scratch_bytes;
+}
 
 /* The mapped part of the file is one and the same for all processes of a machine. */
 static uint64_t total_bytes(const struct sl_engine_plan *p)
@@ -34,10 +41,23 @@ static uint64_t total_bytes(const struct sl_engine_plan *p)
     uint64_t sum = 0, mapped = 0;
     for (uint32_t i = 0; i < p->n_ranks; i++) {
         const struct sl_engine_plan_rank *r = &p->ranks[i];
-        sum += r->weight_bytes + r->kv_bytes + r->scratch_bytes;
+        sum += rank_bytes(r);
         mapped = r->mapped_bytes > mapped ? r->mapped_bytes : mapped;
     }
     return sum + mapped;
+}
+
+static struct machine machine_of(const struct sl_engine_plan *p)
+{
+    struct machine m = {.wanted_bytes = total_bytes(p)};
+    sl_machine_memory(&m.memory_bytes, &m.available_bytes);
+    if (!p->device_bytes)
+        return m;
+    m = (struct machine){p->device_bytes, p->device_free_bytes, 0};
+    for (uint32_t i = 0; i < p->n_ranks; i++)
+        if (rank_bytes(&p->ranks[i]) > m.wanted_bytes)
+            m.wanted_bytes = rank_bytes(&p->ranks[i]);
+    return m;
 }
 
 static unsigned long long num(uint64_t x)
@@ -70,17 +90,17 @@ static void print_json(const char *path, const struct sl_engine_plan *p, const s
                       num(r->weight_bytes + r->mapped_bytes + r->kv_bytes + r->scratch_bytes));
     }
     sl_buf_printf(out,
-                  "],\"total_bytes\":%llu,\"memory_bytes\":%llu,\"memory_available_bytes\":%llu,"
-                  "\"fits\":%s}\n",
-                  num(total_bytes(p)), num(m->memory_bytes), num(m->available_bytes),
-                  total_bytes(p) <= m->available_bytes ? "true" : "false");
+                  "],\"total_bytes\":%llu,\"on_device\":%s,\"memory_bytes\":%llu,"
+                  "\"memory_available_bytes\":%llu,\"fits\":%s}\n",
+                  num(total_bytes(p)), p->device_bytes ? "true" : "false", num(m->memory_bytes),
+                  num(m->available_bytes),
+                  m->wanted_bytes <= m->available_bytes ? "true" : "false");
 }
 
 static void print_lines(const char *path, const struct sl_engine_plan *p, const struct machine *m,
                         struct sl_buf *out)
 {
     const struct sl_engine_info *i = &p->limits;
-    uint64_t total = total_bytes(p);
     sl_buf_printf(out,
                   "%s\ntensor parallel %u (at most %u), pipeline parallel %u (at most %u)\n"
                   "%u sequences of %u positions, steps of %u rows, %u KV pages of %u positions\n\n"
@@ -95,22 +115,21 @@ static void print_lines(const char *path, const struct sl_engine_plan *p, const 
                       r->n_kv_heads, (double)r->weight_bytes / MIB, (double)r->mapped_bytes / MIB,
                       (double)r->kv_bytes / MIB, (double)r->scratch_bytes / MIB);
     }
-    sl_buf_printf(
-        out, "\nall ranks: %.1f MiB; this machine has %.1f MiB, %.1f MiB of it free: %s\n",
-        (double)total / MIB, (double)m->memory_bytes / MIB, (double)m->available_bytes / MIB,
-        total <= m->available_bytes ? "it fits" : "it does not fit");
+    sl_buf_printf(out, "\n%s: %.1f MiB; %s has %.1f MiB, %.1f MiB of it free: %s\n",
+                  p->device_bytes ? "the largest rank" : "all ranks", (double)m->wanted_bytes / MIB,
+                  p->device_bytes ? "a device" : "this machine", (double)m->memory_bytes / MIB,
+                  (double)m->available_bytes / MIB,
+                  m->wanted_bytes <= m->available_bytes ? "it fits" : "it does not fit");
 }
 
 static enum sl_status plan(const struct plan_options *o, const char *operand, char *const *env,
                            struct sl_buf *out, struct sl_err *err)
 {
     struct sl_engine_plan *p = calloc(1, sizeof *p);
-    struct machine m;
     struct sl_engine_config cfg;
     struct sl_buf path = {0};
     struct sl_gguf *g = NULL;
     enum sl_status s = p ? SL_OK : sl_fail(err, SL_NO_MEMORY, "no memory for a plan");
-    sl_machine_memory(&m.memory_bytes, &m.available_bytes);
     if (s || (s = engine_options_config(&o->engine, 1, &cfg, err)) ||
         (s = sl_store_find(operand, env, &path, err)) || (s = sl_gguf_open(path.data, &g, err)))
         goto out;
@@ -118,6 +137,7 @@ static enum sl_status plan(const struct plan_options *o, const char *operand, ch
     cfg.n_threads = 1; /* nothing is computed */
     if ((s = sl_engine_plan(&cfg, p, err)))
         goto out;
+    struct machine m = machine_of(p);
     (o->json ? print_json : print_lines)(path.data, p, &m, out);
     if (out->failed)
         s = sl_fail(err, SL_NO_MEMORY, "no memory for a plan");

@@ -481,6 +481,18 @@ void sl_engine_shrink(struct sl_engine *e, uint32_t tp, uint32_t pp)
     send_command(e, CMD_SHRINK, (uint64_t)tp << 32 | pp, NULL);
 }
 
+uint32_t sl_engine_kernels(struct sl_engine *e, struct sl_engine_kernel out[SL_LIMIT_kernels])
+{
+    struct sl_launches all[SL_LAUNCHES_MAX];
+    uint32_t n = e->backend->ops->launches ? e->backend->ops->launches(e->backend, all) : 0;
+    n = n < SL_LIMIT_kernels ? n : SL_LIMIT_kernels;
+    for (uint32_t i = 0; i < n; i++) {
+        snprintf(out[i].name, sizeof out[i].name, "%s", all[i].name);
+        out[i].n = all[i].n;
+    }
+    return n;
+}
+
 uint32_t sl_engine_ranks(struct sl_engine *e, struct sl_engine_rank *out)
 {
     if (e->group) {
@@ -498,5 +510,6 @@ uint32_t sl_engine_ranks(struct sl_engine *e, struct sl_engine_rank *out)
                                      .n_steps = s.sched.n_steps,
                                      .n_op_calls = s.n_op_calls};
     memcpy(out[0].isa, e->isa_name, sizeof out[0].isa);
+    out[0].n_kernels = sl_engine_kernels(e, out[0].kernels);
     return 1;
 }

@@ -154,6 +154,9 @@ bool sl_engine_follows(const struct sl_engine *e);
 /* engine.c: a command that must arrive: waits for room in the inbox. */
 void sl_engine_tell(struct sl_engine *e, enum cmd_kind kind, void *transfer);
 
+/* engine.c: launches by kernel, for figures; their number. */
+uint32_t sl_engine_kernels(struct sl_engine *e, struct sl_engine_kernel out[SL_LIMIT_kernels]);
+
 /* export.c: a row of the KV cache, in the backend's memory. */
 void *sl_engine_kv_row(const struct sl_engine *e, uint32_t page, uint32_t layer);
 static inline bool sl_engine_on_device(const struct sl_engine *e)

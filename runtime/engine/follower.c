@@ -29,6 +29,7 @@ static enum sl_status tell(struct sl_engine *e, struct sl_err *err)
     w.n_ended = e->n_ended < WIRE_ENDED_MAX ? e->n_ended : WIRE_ENDED_MAX;
     for (uint32_t i = 0; i < w.n_ended; i++)
         w.ended[i] = e->ended_transfers[--e->n_ended];
+    w.n_kernels = sl_engine_kernels(e, w.kernels);
     return sl_comm_send(g->comm, 0, &w, sizeof w, err);
 }
 

@@ -36,6 +36,8 @@ struct wire_status {
     struct wire_kv kv;
     uint32_t n_ended, zero;
     struct wire_ended ended[WIRE_ENDED_MAX];
+    uint64_t n_kernels;
+    struct sl_engine_kernel kernels[SL_LIMIT_kernels];
 };
 
 struct group {

@@ -29,6 +29,7 @@ static void note_self(struct sl_engine *e)
     sl_sched_stats(e->sched, &s);
     r.n_steps = s.n_steps;
     memcpy(r.isa, e->isa_name, sizeof r.isa);
+    r.n_kernels = sl_engine_kernels(e, r.kernels);
     pthread_mutex_lock(&g->lock);
     g->ranks[0] = r;
     pthread_mutex_unlock(&g->lock);
@@ -38,9 +39,9 @@ static enum sl_status note_rank(struct sl_engine *e, uint32_t rank, const struct
                                 struct sl_err *err)
 {
     struct group *g = e->group;
-    if (w->rank != rank || w->n_threads > SL_LIMIT_threads)
-        return sl_fail(err, SL_PEER, "rank %u tells of rank %u with %u threads", rank, w->rank,
-                       w->n_threads);
+    if (w->rank != rank || w->n_threads > SL_LIMIT_threads || w->n_kernels > SL_LIMIT_kernels)
+        return sl_fail(err, SL_PEER, "rank %u tells of rank %u with %u threads, %llu kernels", rank,
+                       w->rank, w->n_threads, (unsigned long long)w->n_kernels);
     struct sl_engine_rank r = {.rank = rank,
                                .pid = w->pid,
                                .n_threads = w->n_threads,
@@ -50,6 +51,10 @@ static enum sl_status note_rank(struct sl_engine *e, uint32_t rank, const struct
                                .n_steps = w->n_steps,
                                .n_op_calls = w->n_op_calls};
     memcpy(r.isa, w->isa, sizeof r.isa - 1);
+    r.n_kernels = (uint32_t)w->n_kernels;
+    memcpy(r.kernels, w->kernels, sizeof r.kernels);
+    for (uint32_t i = 0; i < SL_LIMIT_kernels; i++)
+        r.kernels[i].name[sizeof r.kernels[i].name - 1] = 0;
     pthread_mutex_lock(&g->lock);
     g->ranks[rank] = r;
     g->kv[rank] = w->kv;

@@ -218,6 +218,8 @@ static enum sl_status plan_all(struct sl_engine *e, const struct sl_engine_confi
     if ((s = sl_engine_size(e, cfg, &m, err)))
         return s;
     out->limits = e->info;
+    if (e->backend->on_device)
+        e->backend->ops->memory(e->backend, &out->device_bytes, &out->device_free_bytes);
     out->tp = e->shard.tp;
     out->pp = e->shard.pp;
     out->n_ranks = out->tp * out->pp;

@@ -7,6 +7,7 @@
 #include "grpc_door.h"
 #include "uplink.h"
 #include <sluice/base/containers.h>
+#include <sluice/base/limits.h>
 #include <sluice/control/membership.h>
 #include <sluice/control/kv_feed.h>
 #include <sluice/control/router.h>
@@ -21,8 +22,10 @@
 
 /* One process behind a worker. */
 struct peer_rank {
-    struct sl_msg_rank figures; /* isa points into `isa` */
+    struct sl_msg_rank figures; /* isa points into `isa`; kernels to those below */
     char isa[64];
+    struct sl_msg_kernel kernels[SL_LIMIT_kernels];
+    char names[SL_LIMIT_kernels][64];
 };
 
 /* A member and what it last said; lives until membership calls it lost. */

@@ -5,6 +5,23 @@
 #include <string.h>
 #include <unistd.h>
 
+/* As much of `from` as fits. */
+static struct sl_str keep_text(struct sl_str from, char *to, size_t size)
+{
+    size_t len = from.len < size ? from.len : size;
+    if (len)
+        memcpy(to, from.data, len);
+    return (struct sl_str){to, len};
+}
+
+static void keep_kernels(struct peer_rank *r, const struct sl_msg_rank *m)
+{
+    for (uint32_t k = 0; k < m->n_kernels; k++)
+        r->kernels[k] = (struct sl_msg_kernel){
+            keep_text(m->kernels[k].name, r->names[k], sizeof r->names[k]), m->kernels[k].launches};
+    r->figures.kernels = r->kernels;
+}
+
 void node_ranks_keep(struct peer *p, const struct sl_msg_ranks *m)
 {
     p->hello.tp = m->tp;
@@ -19,12 +36,9 @@ void node_ranks_keep(struct peer *p, const struct sl_msg_ranks *m)
     }
     for (uint32_t i = 0; i < m->n_ranks; i++) {
         struct peer_rank *r = &p->ranks[i];
-        size_t len = m->ranks[i].isa.len;
         r->figures = m->ranks[i];
-        len = len < sizeof r->isa ? len : sizeof r->isa;
-        if (len)
-            memcpy(r->isa, m->ranks[i].isa.data, len);
-        r->figures.isa = (struct sl_str){r->isa, len};
+        r->figures.isa = keep_text(m->ranks[i].isa, r->isa, sizeof r->isa);
+        keep_kernels(r, &m->ranks[i]);
     }
 }
 
@@ -46,6 +60,18 @@ void node_ranks_remove(const struct node *n)
     }
 }
 
+/* Launches by kernel, or calls of ops where that is what there is to count. */
+static void print_kernels(const struct sl_msg_rank *r, struct sl_buf *out)
+{
+    if (!r->n_kernels)
+        sl_buf_printf(out, "\"ops\":%llu", (unsigned long long)r->op_calls);
+    for (uint32_t i = 0; i < r->n_kernels; i++) {
+        sl_buf_puts(out, i ? "," : "");
+        sl_buf_json_str(out, r->kernels[i].name.data, r->kernels[i].name.len);
+        sl_buf_printf(out, ":%llu", (unsigned long long)r->kernels[i].launches);
+    }
+}
+
 /* The keys that all processes have; what the router knows of the worker comes from its load. */
 static void print_rank(const struct peer *p, const struct sl_msg_rank *r, struct sl_buf *out)
 {
@@ -64,11 +90,12 @@ static void print_rank(const struct peer *p, const struct sl_msg_rank *r, struct
     sl_buf_printf(out,
                   ",\"threads\":%u,\"max_batched_tokens\":%u,\"weight_bytes\":%llu,"
                   "\"comm_bytes\":%llu,\"kv_pages_total\":%u,\"kv_pages_free\":%u,"
-                  "\"running\":%u,\"waiting\":%u,\"steps\":%llu,\"kernels\":{\"ops\":%llu}}",
+                  "\"running\":%u,\"waiting\":%u,\"steps\":%llu,\"kernels\":{",
                   r->threads, h->max_batch_tokens, (unsigned long long)r->weight_bytes,
                   (unsigned long long)r->comm_bytes, l->pages_total, l->pages_free,
-                  first ? l->running : 0, first ? l->waiting : 0, (unsigned long long)r->steps,
-                  (unsigned long long)r->op_calls);
+                  first ? l->running : 0, first ? l->waiting : 0, (unsigned long long)r->steps);
+    print_kernels(r, out);
+    sl_buf_puts(out, "}}");
 }
 
 void node_ranks_print(const struct peer *p, struct sl_buf *out)

@@ -80,6 +80,7 @@ void worker_ranks_say(struct worker *w, uint64_t now)
 {
     struct sl_engine_rank r[SL_LIMIT_ranks];
     struct sl_msg_rank out[SL_LIMIT_ranks];
+    struct sl_msg_kernel kernels[SL_LIMIT_ranks][SL_LIMIT_kernels];
     struct sl_msg m = {.kind = SL_MSG_RANKS};
     if (now < w->next_ranks_ns)
         return;
@@ -87,9 +88,12 @@ void worker_ranks_say(struct worker *w, uint64_t now)
     struct sl_engine_group g;
     uint32_t n = sl_engine_ranks(w->engine, r);
     sl_engine_group(w->engine, &g);
-    if (w->cfg->engine.place.tp * w->cfg->engine.place.pp < 2)
+    if (w->cfg->engine.place.tp * w->cfg->engine.place.pp < 2 && !r[0].n_kernels)
         return;
-    for (uint32_t i = 0; i < n; i++)
+    for (uint32_t i = 0; i < n; i++) {
+        for (uint32_t k = 0; k < r[i].n_kernels; k++)
+            kernels[i][k] =
+                (struct sl_msg_kernel){sl_str_of(r[i].kernels[k].name), r[i].kernels[k].n};
         out[i] = (struct sl_msg_rank){.rank = r[i].rank,
                                       .pid = r[i].pid,
                                       .threads = r[i].n_threads,
@@ -98,7 +102,10 @@ void worker_ranks_say(struct worker *w, uint64_t now)
                                       .comm_bytes = r[i].comm_bytes,
                                       .steps = r[i].n_steps,
                                       .op_calls = r[i].n_op_calls,
-                                      .isa = sl_str_of(r[i].isa)};
+                                      .isa = sl_str_of(r[i].isa),
+                                      .kernels = kernels[i],
+                                      .n_kernels = r[i].n_kernels};
+    }
     m.ranks.ranks = out;
     m.ranks.n_ranks = n;
     m.ranks.tp = g.tp;

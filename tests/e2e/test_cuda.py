@@ -2,6 +2,7 @@
 device and on two, under several orders of scheduling; a device that fails ends its worker with code 5 and
 costs no stream a token; whichever call of the CUDA runtime fails, the program says so or answers right."""
 import glob
+import json
 import os
 import tempfile
 import unittest
@@ -18,6 +19,11 @@ KINDS = [{"temperature": 0, "logprobs": 2}, {"temperature": 0.9, "top_p": 0.9, "
 def request(i, max_tokens=12):
     return dict(KINDS[i % len(KINDS)], prompt=f"Stream {i} begins. " * (1 + 7 * (i % 3)), max_tokens=max_tokens,
                 ignore_eos=True, seed=100 + i)
+
+
+def metric(server, name):
+    rows = [r for r in server.get("/metrics")[1].splitlines() if r.startswith((name + "{", name + " "))]
+    return sum(float(r.rsplit(" ", 1)[1]) for r in rows)
 
 
 def answers(server, n, **kw):
@@ -47,11 +53,29 @@ class Cuda(unittest.TestCase):
     def test_figures(self):
         with Server(*EMU, model=TINY) as s:
             answers(s, 2)
-            wait_until("launches are told", lambda: s.workers()[0]["kernels"].get("ops", 0) > 0)
+            wait_until("launches are told", lambda: s.workers()[0]["kernels"].get("rms_norm", 0) > 8)
             w = s.workers()[0]
+            self.assertIn("rope", w["kernels"])
+            self.assertNotIn("ops", w["kernels"])
             self.assertEqual(w["isa"], "emulated")
             self.assertTrue(w["class"].startswith("cuda-emu/"), w["class"])
             self.assertGreater(w["weight_bytes"], 0)
+
+    def test_doctor_and_plan(self):
+        rc, out, _ = run("doctor", "--json", env={"SLUICE_CUDA_EMU_DEVICES": "3"})
+        self.assertEqual(rc, 0)
+        emu = [b for b in json.loads(out)["backends"] if b["backend"] == "cuda-emu"][0]
+        self.assertEqual([d["arch"] for d in emu["devices"]], ["emulated"] * 3)
+        rc, out, _ = run("doctor", "--json", env={"SLUICE_CUDA_EMU_DEVICES": "0"})
+        emu = [b for b in json.loads(out)["backends"] if b["backend"] == "cuda-emu"][0]
+        self.assertEqual((rc, emu["devices"], emu["plugin"]), (0, [], True))
+        self.assertTrue(emu["problem"])
+        small = {"SLUICE_CUDA_EMU_MEMORY": str(64 << 20)}
+        plan = json.loads(run("plan", TINY, *EMU, "--json", env=small)[1])
+        self.assertTrue(plan["on_device"] and plan["fits"], plan)
+        self.assertEqual((plan["memory_bytes"], plan["ranks"][0]["mapped_bytes"]), (64 << 20, 0))
+        rc, _, err = run("complete", TINY, *EMU, "--prompt", "a", env={"SLUICE_CUDA_EMU_MEMORY": "100000"})
+        self.assertEqual(rc, 5, err)
 
     def test_failed_device_hands_its_streams_over(self):
         """The router's other worker goes on exactly where the device stopped."""
@@ -73,6 +97,20 @@ class Cuda(unittest.TestCase):
                     w.kill()
                 router.kill()
         until_true("a device failed", attempt)
+
+    def test_pages_travel_between_devices(self):
+        """Prefill on one worker, decode on another: pages leave one device's memory and enter the other's."""
+        router = Router("--prefill-min-tokens", "32")
+        workers = [Worker(router, args=(*EMU, "--role", role)) for role in ("prefill", "decode")]
+        try:
+            router.wait_ready()
+            wait_until("2 workers", lambda: len([p for p in router.ps() if p["role"] != "router"]) == 2)
+            self.assertEqual(answers(router, 8), self.want)
+            wait_until("pages travelled", lambda: metric(router, "sluice_kv_transfer_pages_received_total") > 0)
+        finally:
+            for w in workers:
+                w.kill()
+            router.kill()
 
     def test_serve_starts_again(self):
         """A device that fails every 16 steps: streams go on in the next process, without a second worker."""

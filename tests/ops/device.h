@@ -12,6 +12,8 @@
 
 static struct emu_options device_options = {.seed = 1, .n_threads = 1};
 static uint32_t device_launches;
+static char device_report[4096]; /* of the last launch that failed */
+static bool device_quiet;
 static int device_shared_max = 99 << 10;
 
 void dev_count_launch(const char *name);
@@ -27,14 +29,14 @@ void dev_count_launch(const char *name)
 cudaError_t emu_enqueue(cudaStream_t stream, const char *name, void (*run)(void *),
                         const void *args, size_t bytes, dim3 grid, dim3 block, size_t smem)
 {
-    char report[2048] = "";
     const struct emu_launch l = {
         name, run, (void *)(uintptr_t)args, {grid.x, grid.y, grid.z}, {block.x, block.y, block.z},
         smem};
     (void)stream;
     (void)bytes;
-    if (!emu_run(&l, &device_options, report, sizeof report)) {
-        print_error("seed %llu: %s\n", (unsigned long long)device_options.seed, report);
+    if (!emu_run(&l, &device_options, device_report, sizeof device_report)) {
+        if (!device_quiet)
+            print_error("seed %llu: %s\n", (unsigned long long)device_options.seed, device_report);
         return cudaErrorLaunchFailure;
     }
     return cudaSuccess;

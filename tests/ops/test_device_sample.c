@@ -59,6 +59,14 @@ static void close_values(float *x, uint32_t n)
     }
 }
 
+/* Some far above many that share their first digits. */
+static void two_heaps(float *x, uint32_t n)
+{
+    close_values(x, n);
+    for (uint32_t i = 0; i < n; i += 100)
+        x[i] = 100.0f;
+}
+
 static void odd_values(float *x, uint32_t n)
 {
     ordinary(x, n);
@@ -87,7 +95,7 @@ static const struct {
 } fills[] = {
     {"ordinary", ordinary},         {"few values", few_values}, {"one value", one_value},
     {"zeros", zeros_of_both_signs}, {"close", close_values},    {"odd", odd_values},
-    {"only NaN", only_nan},         {"masked", masked},
+    {"two heaps", two_heaps},       {"only NaN", only_nan},     {"masked", masked},
 };
 
 static void check(size_t fill, uint32_t n, uint32_t k)

@@ -17,6 +17,7 @@ struct samples {
     struct sl_msg_bias bias[3];
     struct sl_msg_out outs[3];
     struct sl_msg_rank ranks[2];
+    struct sl_msg_kernel kernels[2];
 };
 
 static struct sl_msg_load sample_load(void)
@@ -49,34 +50,35 @@ static struct sl_msg_load sample_load(void)
 static void sample_hello(struct sl_msg *m)
 {
     m->kind = SL_MSG_HELLO;
-    m->hello = (struct sl_msg_hello){.version = UINT32_MAX,
-                                     .version_min = 2,
-                                     .pid = UINT32_MAX,
-                                     .rank = 0,
-                                     .tp = 1,
-                                     .pp = 65536,
-                                     .threads = SL_LIMIT_threads,
-                                     .max_seqs = 1,
-                                     .max_len = UINT32_MAX,
-                                     .max_batch_tokens = SL_BUS_TOKENS_MAX,
-                                     .n_vocab = SL_LIMIT_vocab_tokens,
-                                     .page_size = 16,
-                                     .queue_max = 256,
-                                     .weight_bytes = UINT64_MAX,
-                                     .meta_bytes = SL_LIMIT_model_meta_bytes,
-                                     .instance = UINT64_MAX,
-                                     .greeting = 300,
-                                     .model = SL_STR("mod\xc3\xa8le \xf0\x9f\x8c\x8a"),
-                                     .site = SL_STR(""),
-                                     .role = SL_STR("both"),
-                                     .isa = SL_STR("avx2"),
-                                     .backend = SL_STR("cpu"),
-                                     .class_name = SL_STR("cpu/llama/00/kv-f16/s16.16/seg256/r1"),
-                                     .events_endpoint = SL_STR("ipc:///run/sluice/kv"),
-                                     .events_replay = SL_STR("tcp://127.0.0.1:65535"),
-                                     .events_topic = SL_STR("kv@m"),
-                                     .events_key = SL_STR("rq:rM>}U?@Lns47E1%kR.o@n%FcmmsL/@{H8]yf7"),
-                                     .load = sample_load()};
+    m->hello =
+        (struct sl_msg_hello){.version = UINT32_MAX,
+                              .version_min = 2,
+                              .pid = UINT32_MAX,
+                              .rank = 0,
+                              .tp = 1,
+                              .pp = 65536,
+                              .threads = SL_LIMIT_threads,
+                              .max_seqs = 1,
+                              .max_len = UINT32_MAX,
+                              .max_batch_tokens = SL_BUS_TOKENS_MAX,
+                              .n_vocab = SL_LIMIT_vocab_tokens,
+                              .page_size = 16,
+                              .queue_max = 256,
+                              .weight_bytes = UINT64_MAX,
+                              .meta_bytes = SL_LIMIT_model_meta_bytes,
+                              .instance = UINT64_MAX,
+                              .greeting = 300,
+                              .model = SL_STR("mod\xc3\xa8le \xf0\x9f\x8c\x8a"),
+                              .site = SL_STR(""),
+                              .role = SL_STR("both"),
+                              .isa = SL_STR("avx2"),
+                              .backend = SL_STR("cpu"),
+                              .class_name = SL_STR("cpu/llama/00/kv-f16/s16.16/seg256/r1"),
+                              .events_endpoint = SL_STR("ipc:///run/sluice/kv"),
+                              .events_replay = SL_STR("tcp://127.0.0.1:65535"),
+                              .events_topic = SL_STR("kv@m"),
+                              .events_key = SL_STR("rq:rM>}U?@Lns47E1%kR.o@n%FcmmsL/@{H8]yf7"),
+                              .load = sample_load()};
     memset(m->hello.meta_sha256, 0xa5, 32);
     m->hello.kv_layout = UINT64_MAX - 5;
     m->hello.kv_address = SL_STR("shm:/run/x,tcp:[::1]:7");
@@ -165,9 +167,14 @@ static void sample_ranks(struct samples *s, struct sl_msg *m)
                                        .comm_bytes = UINT64_MAX - 2,
                                        .steps = UINT64_MAX - 3,
                                        .op_calls = 9,
-                                       .isa = SL_STR("")};
+                                       .isa = SL_STR(""),
+                                       .kernels = s->kernels,
+                                       .n_kernels = 2};
+    s->kernels[0] = (struct sl_msg_kernel){SL_STR("linear<2>"), UINT64_MAX};
+    s->kernels[1] = (struct sl_msg_kernel){SL_STR("add"), 0};
     m->kind = SL_MSG_RANKS;
-    m->ranks = (struct sl_msg_ranks){.ranks = s->ranks, .n_ranks = 2, .tp = SL_LIMIT_ranks, .pp = 1};
+    m->ranks =
+        (struct sl_msg_ranks){.ranks = s->ranks, .n_ranks = 2, .tp = SL_LIMIT_ranks, .pp = 1};
 }
 
 static void samples_fill(struct samples *s)

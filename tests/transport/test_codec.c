@@ -129,6 +129,13 @@ static void assert_msg(const struct sl_msg *a, const struct sl_msg *b)
             assert_memory_equal(&a->ranks.ranks[i], &b->ranks.ranks[i],
                                 offsetof(struct sl_msg_rank, isa));
             assert_str(a->ranks.ranks[i].isa, b->ranks.ranks[i].isa);
+            assert_int_equal(a->ranks.ranks[i].n_kernels, b->ranks.ranks[i].n_kernels);
+            for (uint32_t k = 0; k < a->ranks.ranks[i].n_kernels; k++) {
+                const struct sl_msg_kernel *x = &a->ranks.ranks[i].kernels[k];
+                const struct sl_msg_kernel *y = &b->ranks.ranks[i].kernels[k];
+                assert_str(x->name, y->name);
+                assert_true(x->launches == y->launches);
+            }
         }
     }
 }

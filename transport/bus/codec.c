@@ -26,8 +26,9 @@
     X(pp)                                                                                          \
     X(threads)                                                                                     \
     X(max_seqs)                                                                                    \
-    X(max_len) X(max_batch_tokens) X(n_vocab) X(page_size) X(queue_max) X(weight_bytes)            \
-        X(meta_bytes) X(version_min) X(instance) X(greeting) X(kv_layout)
+    X(max_len)                                                                                     \
+    X(max_batch_tokens) X(n_vocab) X(page_size) X(queue_max) X(weight_bytes) X(meta_bytes)         \
+        X(version_min) X(instance) X(greeting) X(kv_layout)
 #define HELLO_TEXTS(X)                                                                             \
     X(model)                                                                                       \
     X(site)                                                                                        \
@@ -44,9 +45,10 @@
     X(prefill_tokens)                                                                              \
     X(decode_tokens)                                                                               \
     X(preempted)                                                                                   \
-    X(prefix_queries) X(prefix_hits) X(last_step_age_ms) X(op_calls) X(step_expected_ms)           \
-        X(kv_pages_sent) X(kv_pages_received) X(kv_bytes_sent) X(kv_bad) X(kv_fallbacks)           \
-            X(max_seqs) X(busy_ns) X(pending_tokens) X(kv_batches)
+    X(prefix_queries)                                                                              \
+    X(prefix_hits) X(last_step_age_ms) X(op_calls) X(step_expected_ms) X(kv_pages_sent)            \
+        X(kv_pages_received) X(kv_bytes_sent) X(kv_bad) X(kv_fallbacks) X(max_seqs) X(busy_ns)     \
+            X(pending_tokens) X(kv_batches)
 #define RANK_NUMBERS(X)                                                                            \
     X(rank)                                                                                        \
     X(pid) X(threads) X(weight_bytes) X(kv_bytes) X(comm_bytes) X(steps) X(op_calls)
@@ -59,9 +61,9 @@
     X(tenant)                                                                                      \
     X(seed)                                                                                        \
     X(deadline_ms)                                                                                 \
-    X(temperature) X(top_p) X(min_p) X(typical_p) X(presence_penalty) X(frequency_penalty)         \
-        X(repetition_penalty) X(top_k) X(n_logprobs) X(min_tokens) X(max_tokens) X(kv_ticket)      \
-            X(hops)
+    X(temperature)                                                                                 \
+    X(top_p) X(min_p) X(typical_p) X(presence_penalty) X(frequency_penalty) X(repetition_penalty)  \
+        X(top_k) X(n_logprobs) X(min_tokens) X(max_tokens) X(kv_ticket) X(hops)
 #define SUBMIT_BOOLS(X) X(want_logprob) X(ignore_eos) X(no_prefix_cache) X(prefill_only)
 #define OUT_NUMBERS(X)  X(id) X(epoch) X(n_top) X(end) X(status) X(n_cached) X(ordinal)
 
@@ -254,6 +256,26 @@ static enum sl_status step_of(struct decoder *d, const Sluice__Bus__Step *w,
     return s == SL_OK ? load_of(d, w->load, &out->load) : s;
 }
 
+static enum sl_status kernels_of(struct decoder *d, const Sluice__Bus__Rank *w,
+                                 struct sl_msg_rank *out)
+{
+    enum sl_status s = known(d, "rank", &w->base);
+    if (s == SL_OK && w->n_kernels > SL_LIMIT_kernels)
+        return refuse(d, "rank.kernels", "has too many elements");
+    struct sl_msg_kernel *kernels =
+        SL_ARENA_ARRAY(d->arena, struct sl_msg_kernel, w->n_kernels + 1);
+    if (!kernels)
+        return refuse_memory(d);
+    for (size_t i = 0; i < w->n_kernels && s == SL_OK; i++) {
+        const Sluice__Bus__Kernel *k = w->kernels[i];
+        kernels[i] = (struct sl_msg_kernel){str_of(k->name), k->launches};
+        s = known(d, "kernel", &k->base);
+    }
+    out->kernels = kernels;
+    out->n_kernels = (uint32_t)w->n_kernels;
+    return s;
+}
+
 static enum sl_status ranks_of(struct decoder *d, const Sluice__Bus__Ranks *w,
                                struct sl_msg_ranks *out)
 {
@@ -268,7 +290,7 @@ static enum sl_status ranks_of(struct decoder *d, const Sluice__Bus__Ranks *w,
         RANK_NUMBERS(X)
 #undef X
         ranks[i].isa = str_of(w->ranks[i]->isa);
-        s = known(d, "rank", &w->ranks[i]->base);
+        s = kernels_of(d, w->ranks[i], &ranks[i]);
     }
     out->ranks = ranks;
     out->n_ranks = (uint32_t)w->n_ranks;
@@ -551,6 +573,23 @@ static bool put_step(Sluice__Bus__Step *w, Sluice__Bus__Load *load, const struct
     return true;
 }
 
+static bool put_kernels(Sluice__Bus__Rank *w, const struct sl_msg_rank *m, struct sl_arena *scratch)
+{
+    Sluice__Bus__Kernel *kernels = SL_ARENA_ARRAY(scratch, Sluice__Bus__Kernel, m->n_kernels + 1u);
+    Sluice__Bus__Kernel **list = SL_ARENA_ARRAY(scratch, Sluice__Bus__Kernel *, m->n_kernels + 1u);
+    if (!kernels || !list)
+        return false;
+    for (uint32_t i = 0; i < m->n_kernels; i++) {
+        sluice__bus__kernel__init(&kernels[i]);
+        kernels[i].name = bin_of(m->kernels[i].name);
+        kernels[i].launches = m->kernels[i].launches;
+        list[i] = &kernels[i];
+    }
+    w->kernels = list;
+    w->n_kernels = m->n_kernels;
+    return true;
+}
+
 static bool put_ranks(Sluice__Bus__Ranks *w, const struct sl_msg_ranks *m, struct sl_arena *scratch)
 {
     Sluice__Bus__Rank *ranks = SL_ARENA_ARRAY(scratch, Sluice__Bus__Rank, m->n_ranks + 1u);
@@ -563,6 +602,8 @@ static bool put_ranks(Sluice__Bus__Ranks *w, const struct sl_msg_ranks *m, struc
         RANK_NUMBERS(X)
 #undef X
         ranks[i].isa = bin_of(m->ranks[i].isa);
+        if (!put_kernels(&ranks[i], &m->ranks[i], scratch))
+            return false;
         list[i] = &ranks[i];
     }
     sluice__bus__ranks__init(w);

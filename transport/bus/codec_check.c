@@ -197,6 +197,13 @@ static void check_step(struct check *c, const struct sl_msg_step *s)
     check_load(c, &s->load);
 }
 
+static void check_kernels(struct check *c, const struct sl_msg_rank *r)
+{
+    range(c, "rank.kernels", r->n_kernels, 0, SL_LIMIT_kernels);
+    for (uint32_t i = 0; i < r->n_kernels && !c->bad; i++)
+        text(c, "kernel.name", r->kernels[i].name, WORD_BYTES_MAX);
+}
+
 static void check_ranks(struct check *c, const struct sl_msg_ranks *m)
 {
     range(c, "ranks", m->n_ranks, 0, SL_LIMIT_ranks);
@@ -207,6 +214,7 @@ static void check_ranks(struct check *c, const struct sl_msg_ranks *m)
         range(c, "rank.rank", r->rank, 0, SL_LIMIT_ranks - 1);
         range(c, "rank.threads", r->threads, 0, SL_LIMIT_threads);
         text(c, "rank.isa", r->isa, WORD_BYTES_MAX);
+        check_kernels(c, r);
     }
 }
 

@@ -61,7 +61,8 @@
     X(gguf_string_bytes, 16777216, "bytes", "one string of a model file")                          \
     X(model_layers, 1024, "layers", "decoder layers")                                              \
     X(threads, 1024, "threads", "compute threads of one worker")                                   \
-    X(ranks, 64, "ranks", "processes of one worker group")
+    X(ranks, 64, "ranks", "processes of one worker group")                                         \
+    X(kernels, 48, "kernels", "of one process whose launches are told by name")
 
 enum sl_limit {
 #define X(name, value, unit, what) SL_LIMIT_##name = (value),

@@ -113,6 +113,11 @@ struct sl_engine_group {
     uint32_t max_len;
     struct sl_err why;
 };
+/* Launches of a device's kernel so far. */
+struct sl_engine_kernel {
+    char name[40]; /* as much of it as fits */
+    uint64_t n;
+};
 /* One rank, as rank 0 last heard of it (several times a second, once when idle); pid 0: not yet. */
 struct sl_engine_rank {
     uint32_t rank, pid, n_threads;
@@ -120,6 +125,8 @@ struct sl_engine_rank {
     uint64_t comm_bytes; /* sent and received, of all groups so far */
     uint64_t n_steps, n_op_calls;
     char isa[16];
+    uint32_t n_kernels; /* 0 where launches are not counted */
+    struct sl_engine_kernel kernels[SL_LIMIT_kernels];
 };
 struct sl_engine_step {
     uint64_t step;
@@ -141,6 +148,7 @@ struct sl_engine_plan {
     uint32_t tp, pp, n_ranks;
     uint32_t tp_max, pp_max;      /* degrees that the model admits */
     struct sl_engine_info limits; /* numbers only */
+    uint64_t device_bytes, device_free_bytes; /* of one rank's device; 0 where the host computes */
     struct sl_engine_plan_rank ranks[SL_LIMIT_ranks];
 };
 /* What sl_engine_open would take at every rank of cfg->place.tp x pp. SL_CONFIG for degrees that

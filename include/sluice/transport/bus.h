@@ -139,6 +139,11 @@ struct sl_msg_meta {
     struct sl_str bytes;       /* empty in META_GET */
 };
 
+/* A kernel of a device's and how often it was launched. */
+struct sl_msg_kernel {
+    struct sl_str name;
+    uint64_t launches;
+};
 /* One process of a worker group, the worker itself (rank 0) included. */
 struct sl_msg_rank {
     uint32_t rank, pid, threads;
@@ -146,6 +151,8 @@ struct sl_msg_rank {
     uint64_t comm_bytes;             /* to and from other ranks */
     uint64_t steps, op_calls;
     struct sl_str isa;
+    const struct sl_msg_kernel *kernels; /* none where launches are not counted */
+    uint32_t n_kernels;
 };
 struct sl_msg_ranks {
     const struct sl_msg_rank *ranks;

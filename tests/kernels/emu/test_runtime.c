@@ -131,8 +131,8 @@ static void pageable_memory_is_the_callers_again_after_the_call(void **state)
         ok(cudaMalloc((void **)&large, sizeof big));
         for (int i = 0; i < N; i++)
             here[i] = big[i] = (float)i;
-        ok(cudaMemcpyAsync(b.x, here, bytes, cudaMemcpyHostToDevice, b.s));
         ok(cudaMemcpyAsync(large, big, sizeof big, cudaMemcpyHostToDevice, b.s));
+        ok(cudaMemcpyAsync(b.x, here, bytes, cudaMemcpyHostToDevice, b.s));
         memset(here, 0, bytes);
         memset(big, 0, sizeof big);
         ok(cudaMemcpyAsync(here, b.x, bytes, cudaMemcpyDeviceToHost, b.s));
