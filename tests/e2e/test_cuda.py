@@ -113,8 +113,8 @@ class Cuda(unittest.TestCase):
             router.kill()
 
     def test_serve_starts_again(self):
-        """A device that fails every 16 steps: streams go on in the next process, without a second worker."""
-        fault = {"SLUICE_CUDA_EMU_FAULT": "cudaGraphLaunch:16:cudaErrorIllegalAddress"}
+        """A device that fails every 40 steps: streams go on in the next process, without a second worker."""
+        fault = {"SLUICE_CUDA_EMU_FAULT": "cudaGraphLaunch:40:cudaErrorIllegalAddress"}
         with Server(*EMU, model=TINY, env=fault) as s:
             pids = {s.workers()[0]["pid"]}
             self.assertEqual(answers(s, 4, max_tokens=100), self.want_long)
