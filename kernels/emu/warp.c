@@ -97,47 +97,91 @@ void emu_do_ldmatrix(void **lanes, uint32_t mask)
     }
 }
 
-static float from_bf16(uint16_t h)
+static inline double from_bf16(uint16_t h)
 {
-    return f32_from_bits((uint32_t)h << 16);
+    return (double)f32_from_bits((uint32_t)h << 16);
 }
 
-static void mma_16(void **lanes, float (*from)(uint16_t))
+/* The bits in a float's places are the number but for the exponent's offset, also of subnormals. */
+static inline double from_f16(uint16_t h)
 {
-    float a[16][16], b[16][8];
+    uint32_t magnitude = (uint32_t)(h & 0x7fff) << 13, sign = (uint32_t)(h & 0x8000) << 16;
+    if (magnitude >= 0x7c00u << 13)
+        return (double)f32_from_bits(magnitude | 0x7f800000u | sign);
+    double v = (double)f32_from_bits(magnitude) * 0x1p112;
+    return sign ? -v : v;
+}
+
+/* Elements of one register's half. */
+static inline double element(uint32_t r, int half, bool bf16)
+{
+    uint16_t h = (uint16_t)(r >> 16 * half);
+    return bf16 ? from_bf16(h) : from_f16(h);
+}
+
+/* In order of k for each sum, whatever the width of the vectors. */
+static inline __attribute__((always_inline)) void
+add_products(double sum[16][8], const double a[16][16], const double b[16][8])
+{
+    for (int r = 0; r < 16; r++)
+        for (int k = 0; k < 16; k++)
+            for (int c = 0; c < 8; c++)
+                sum[r][c] += a[r][k] * b[k][c];
+}
+
+#ifdef __x86_64__
+__attribute__((target("avx2"))) static void
+add_products_avx2(double sum[16][8], const double a[16][16], const double b[16][8])
+{
+    add_products(sum, a, b);
+}
+#endif
+
+static void multiply_16(double sum[16][8], const double a[16][16], const double b[16][8])
+{
+#ifdef __x86_64__
+    if (__builtin_cpu_supports("avx2")) {
+        add_products_avx2(sum, a, b);
+        return;
+    }
+#endif
+    add_products(sum, a, b);
+}
+
+static inline void mma_16(void **lanes, bool bf16)
+{
+    double a[16][16], b[16][8], sum[16][8];
     for (int lane = 0; lane < EMU_WARP; lane++) {
         const struct mma *l = lanes[lane];
+        const float *d = l->d;
         int g = lane / 4, t = lane % 4;
-        for (int i = 0; i < 4; i++)
+        for (int i = 0; i < 4; i++) {
             for (int j = 0; j < 2; j++)
-                a[g + 8 * (i & 1)][2 * t + 8 * (i >> 1) + j] = from((uint16_t)(l->a[i] >> 16 * j));
+                a[g + 8 * (i & 1)][2 * t + 8 * (i >> 1) + j] = element(l->a[i], j, bf16);
+            sum[g + 8 * (i >> 1)][2 * t + (i & 1)] = (double)d[i];
+        }
         for (int i = 0; i < 2; i++)
             for (int j = 0; j < 2; j++)
-                b[2 * t + 8 * i + j][g] = from((uint16_t)(l->b[i] >> 16 * j));
+                b[2 * t + 8 * i + j][g] = element(l->b[i], j, bf16);
     }
+    multiply_16(sum, (const double(*)[16])a, (const double(*)[8])b);
     for (int lane = 0; lane < EMU_WARP; lane++) {
-        const struct mma *l = lanes[lane];
-        int g = lane / 4, t = lane % 4;
-        float *d = l->d;
-        for (int i = 0; i < 4; i++) {
-            double sum = (double)d[i];
-            for (int k = 0; k < 16; k++)
-                sum += (double)a[g + 8 * (i >> 1)][k] * (double)b[k][2 * t + (i & 1)];
-            d[i] = (float)sum;
-        }
+        float *d = ((const struct mma *)lanes[lane])->d;
+        for (int i = 0; i < 4; i++)
+            d[i] = (float)sum[lane / 4 + 8 * (i >> 1)][2 * (lane % 4) + (i & 1)];
     }
 }
 
 void emu_do_mma_bf16(void **lanes, uint32_t mask)
 {
     (void)mask;
-    mma_16(lanes, from_bf16);
+    mma_16(lanes, true);
 }
 
 void emu_do_mma_f16(void **lanes, uint32_t mask)
 {
     (void)mask;
-    mma_16(lanes, sl_f16_to_f32);
+    mma_16(lanes, false);
 }
 
 void emu_do_mma_s8(void **lanes, uint32_t mask)
@@ -276,7 +320,7 @@ void emu_do_sum_f32(void **lanes, uint32_t mask)
 void emu_do_sum_i32(void **lanes, uint32_t mask)
 {
     (void)mask;
-    XOR_FOLD(int32_t, lanes, ADD);
+    XOR_FOLD(uint32_t, lanes, ADD);
 }
 
 void emu_do_max_f32(void **lanes, uint32_t mask)

@@ -57,6 +57,7 @@ enum sl_status engine_options_config(const struct engine_options *o, uint32_t n_
     out->cuda_plugin = o->cuda_plugin;
     out->device_given = o->device >= 0;
     out->device = out->device_given ? (uint32_t)o->device : 0;
+    out->device_turn = (uint32_t)o->device_turn;
     out->isa = SL_ISA_AUTO;
     if (o->isa && !sl_isa_parse(o->isa, &out->isa))
         return sl_fail_param(err, SL_USAGE, "isa", "--isa %s is unknown", o->isa);

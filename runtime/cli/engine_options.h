@@ -17,7 +17,7 @@
 struct engine_options {
     int64_t threads;
     const char *backend, *isa, *cuda_plugin;
-    int64_t device;
+    int64_t device, device_turn;
     int64_t max_num_seqs, max_num_batched_tokens, max_model_len;
     int64_t kv_cache_memory_bytes;
     const char *kv_cache_dtype;
@@ -36,7 +36,8 @@ struct engine_options {
     X("isa", SL_OPT_CHOICE, isa, NULL, 0, 0, "scalar|avx2|avx512", "NAME",                         \
       "instruction set of the cpu backend (default: the best this machine has)")                   \
     X("device", SL_OPT_INT, device, "-1", -1, 1023, NULL, "N",                                     \
-      "device of the cuda backend (default: a rank's turn)")                                       \
+      "device of the cuda backend (default: workers and ranks take turns)")                                       \
+    X("device-turn", SL_OPT_INT, device_turn, NULL, 0, 65535, NULL, "N", "")                       \
     X("cuda-plugin", SL_OPT_STRING, cuda_plugin, NULL, 0, 0, NULL, "FILE",                         \
       "the cuda backend's library (default: the one beside this program)")                         \
     X("max-num-seqs", SL_OPT_INT, max_num_seqs, "64", 1, 4096, NULL, "N",                          \

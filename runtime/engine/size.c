@@ -1,6 +1,7 @@
 /* How large an engine becomes: limits from options, model and memory, before anything is loaded. */
 #include "engine.h"
 
+#include <sluice/base/log.h>
 #include <sluice/kernels/cuda.h>
 #include <stdlib.h>
 #include <string.h>
@@ -26,9 +27,13 @@ static enum sl_status open_cuda(const struct sl_engine_config *cfg, const char *
     enum sl_status s = sl_cuda_load(name, cfg->cuda_plugin, &p, err);
     if (s || (s = p->count(&n, err)))
         return s;
-    /* The ranks of one machine share its devices out. */
-    cuda.device = cfg->device_given ? cfg->device : cfg->place.rank % n;
-    return p->open(&cuda, out, err);
+    /* The ranks and workers of one machine share its devices out. */
+    cuda.device = cfg->device_given ? cfg->device : (cfg->device_turn + cfg->place.rank) % n;
+    if ((s = p->open(&cuda, out, err)))
+        return s;
+    sl_log(SL_LOG_INFO, "rank %u computes on device %u of %u (%s)", cfg->place.rank, cuda.device, n,
+           (*out)->arch);
+    return SL_OK;
 }
 
 enum sl_status sl_engine_open_backend(const struct sl_engine_config *cfg, struct sl_backend **out,

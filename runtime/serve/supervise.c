@@ -18,8 +18,9 @@
 static enum sl_status spawn_child(struct node *n, struct child *c, struct sl_err *err)
 {
     const struct sl_node_config *cfg = n->cfg;
-    const char *argv[ARGS_MAX + 8];
-    char parent[16];
+    const char *argv[ARGS_MAX + 10];
+    char parent[16], turn[16];
+    uint32_t index = (uint32_t)(c - n->children);
     struct sl_buf ranks = {0};
     uint32_t k = 0;
     if (cfg->n_worker_argv > ARGS_MAX)
@@ -32,9 +33,14 @@ static enum sl_status spawn_child(struct node *n, struct child *c, struct sl_err
     argv[k++] = "--supervised";
     argv[k++] = parent;
     if (cfg->n_ranks > 1) {
-        node_ranks_endpoint(n, (uint32_t)(c - n->children), &ranks);
+        node_ranks_endpoint(n, index, &ranks);
         argv[k++] = "--rendezvous";
         argv[k++] = ranks.data;
+    }
+    if (index > 0) {
+        snprintf(turn, sizeof turn, "%u", index * (cfg->n_ranks ? cfg->n_ranks : 1));
+        argv[k++] = "--device-turn";
+        argv[k++] = turn;
     }
     argv[k] = NULL;
     c->registered = false;

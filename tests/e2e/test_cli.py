@@ -48,11 +48,12 @@ class Cli(unittest.TestCase):
 
     def test_no_device(self):
         for backend in ("cuda", "cuda-emu"):
-            self.fails(5, "complete", TINY, "--backend", backend, "--cuda-plugin", "/none.so",
-                       says="/none.so")
+            self.fails(5, "complete", TINY, "--prompt", "a", "--backend", backend, "--cuda-plugin",
+                       "/none.so", says="/none.so")
             self.fails(5, "serve", TINY, "--port", "0", "--backend", backend, "--cuda-plugin",
                        "/none.so", says="/none.so")
-        self.fails(5, "complete", TINY, "--backend", "cuda-emu", "--device", "7", says="device 7")
+        self.fails(5, "complete", TINY, "--prompt", "a", "--backend", "cuda-emu", "--device", "7",
+                   says="device 7")
 
     def test_keygen(self):
         self.fails(2, "keygen", says="--curve-dir")

@@ -113,8 +113,8 @@ class Cuda(unittest.TestCase):
             router.kill()
 
     def test_serve_starts_again(self):
-        """A device that fails every 16 steps: streams go on in the next process, without a second worker."""
-        fault = {"SLUICE_CUDA_EMU_FAULT": "cudaGraphLaunch:16:cudaErrorIllegalAddress"}
+        """A device that fails every 40 steps: streams go on in the next process, without a second worker."""
+        fault = {"SLUICE_CUDA_EMU_FAULT": "cudaGraphLaunch:40:cudaErrorIllegalAddress"}
         with Server(*EMU, model=TINY, env=fault) as s:
             pids = {s.workers()[0]["pid"]}
             self.assertEqual(answers(s, 4, max_tokens=100), self.want_long)
@@ -125,6 +125,11 @@ class Cuda(unittest.TestCase):
         two = {"SLUICE_CUDA_EMU_DEVICES": "2"}
         with Server(*EMU, "--tensor-parallel-size", "2", model=TINY, env=two) as s:
             self.assertEqual(answers(s, 8), self.want)
+        with Server(*EMU, "--workers", "2", model=TINY, env=two) as s:
+            wait_until("2 workers", lambda: len(s.workers()) == 2)
+            self.assertEqual(answers(s, 8), self.want)
+            for device in 0, 1:
+                self.assertIn(f"on device {device} of 2", s.text())
         with Server(*EMU, "--pipeline-parallel-size", "2", model=TINY, env=two) as s:
             self.assertEqual(answers(s, 8), self.want)
 

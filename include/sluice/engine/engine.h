@@ -41,7 +41,8 @@ struct sl_engine_config {
     const char *backend;        /* "cpu", "ref", "cuda", "cuda-emu" */
     const char *cuda_plugin;    /* file of the last two; NULL: beside the program */
     bool device_given;
-    uint32_t device; /* if not given: the rank's turn of those the machine has */
+    uint32_t device;
+    uint32_t device_turn; /* if not given: this plus the rank, of those the machine has */
     enum sl_isa isa;
     uint32_t n_threads;
     uint32_t max_seqs;         /* 0: 64 */
