@@ -397,6 +397,13 @@ static void a_lost_rank_takes_all(void **state)
     close_rig(&to);
 }
 
+static void wait_forming(struct sl_engine *e)
+{
+    struct sl_engine_group g;
+    for (sl_engine_group(e, &g); g.state != SL_GROUP_FORMING; sl_engine_group(e, &g))
+        nap();
+}
+
 /* A rank that still fills pages of a group that was lost is in no group before it lets go. */
 static void no_group_before_all_let_go(void **state)
 {
@@ -414,6 +421,8 @@ static void no_group_before_all_let_go(void **state)
     sl_engine_regroup(to.e[0]);
     while (!atomic_load(sl_import_stop(to.im[1]))) /* bounded by the test's time limit */
         nap();
+    for (int i = 0; i < 2; i++)
+        wait_forming(to.e[i]);
     open_rank(&to, 2);
     for (int i = 0; i < 300; i++, nap()) { /* it would come up in a few milliseconds */
         struct sl_engine_group g;
