@@ -26,7 +26,7 @@
 #define ROWS_MAX  256u
 
 struct ops_options {
-    const char *isa, *output, *config;
+    const char *backend, *isa, *output, *config;
     int64_t tp, depth, repeat, max_cost;
 };
 
@@ -34,6 +34,8 @@ struct ops_options {
 #define OPS_OPTION_TABLE(X)                                                                        \
     X("tensor-parallel-size", SL_OPT_INT, tp, "2", 1, RANKS_MAX, NULL, "N",                        \
       "ranks, a thread of this process each")                                                      \
+    X("backend", SL_OPT_CHOICE, backend, "cpu", 0, 0, "cpu|cuda|cuda-emu", "NAME",                 \
+      "what computes; so far the CPU alone")                                                       \
     X("isa", SL_OPT_CHOICE, isa, NULL, 0, 0, "scalar|avx2|avx512", "NAME",                         \
       "instruction set (default: the best)")                                                       \
     X("depth", SL_OPT_INT, depth, "256", 1, 4096, NULL, "N", "positions before a decoded one")     \
@@ -383,6 +385,18 @@ static enum sl_status run_ranks(struct ops_rank *ranks, struct board *board, str
     return s;
 }
 
+/* A device's ranks would have to exchange device memory, and an emulated one's times are those of
+ * its emulation. */
+static enum sl_status check_backend(const char *name, struct sl_err *err)
+{
+    if (!strcmp(name, "cpu"))
+        return SL_OK;
+    return sl_fail_param(
+        err, SL_USAGE, "backend", "bench ops: not implemented for backend %s: %s", name,
+        !strcmp(name, "cuda-emu") ? "an emulated device's times say nothing of a real one's"
+                                  : "only the CPU's sums are measured");
+}
+
 static enum sl_status bench_ops(const struct ops_options *o, const char *operand, char *const *env,
                                 struct sl_err *err)
 {
@@ -394,6 +408,8 @@ static enum sl_status bench_ops(const struct ops_options *o, const char *operand
     struct sample(*samples)[N_WAYS] = calloc(N_SIZES * (size_t)o->repeat, sizeof *samples);
     double worst = 0;
     enum sl_status s = samples ? SL_OK : sl_fail(err, SL_NO_MEMORY, "bench ops: no memory");
+    if (!s)
+        s = check_backend(o->backend, err);
     if (!s)
         s = sl_store_find(operand, env, &path, err);
     if (!s)

@@ -103,6 +103,9 @@ class Ops(unittest.TestCase):
         self.assertEqual(rc, 3, err)
         self.assertIn("at most 2", err)
         self.assertEqual(run("bench", "ops", TINY, "--tensor-parallel-size", 0)[0], 2)
+        rc, _, err = run("bench", "ops", TINY, "--backend", "cuda-emu")
+        self.assertEqual(rc, 2, err)
+        self.assertIn("an emulated device's times say nothing", err)
         self.assertEqual(run("bench", "ops", "/nonexistent.gguf")[0], 4)
 
 

@@ -213,16 +213,21 @@ def compare_golden(gates, golden, arches):
 # ---- the report ----
 
 
-def mutants(path):
-    """Lines of `kernel <tab> mutant <tab> ... <tab> detector` as the mutants' test prints them."""
-    return json.loads(Path(path).read_text()) if path and Path(path).exists() else None
+def read_tables(folder):
+    """What the tests left there: which detector found which mutant of a kernel, and the worst that
+    the tests of index functions enumerated (banks: lanes that wait for one; sectors)."""
+    mutants = Path(folder, "mutants.json")
+    figures = [line.split("\t") for path in sorted(Path(folder).glob("figures-*.tsv"))
+               for line in path.read_text().splitlines()]
+    return dict(mutants=json.loads(mutants.read_text()) if mutants.exists() else None,
+                index_functions=[dict(access=a, kind=k, worst=int(n)) for k, a, n in figures])
 
 
 def write_report(gates, o, plugin, tools):
     kernels = [dict(kernel=name, arch="sm_" + arch, **f)
                for (arch, name), f in sorted(gates.figures.items())]
-    report = dict(tools=tools, plugin=plugin, kernels=kernels, mutants=mutants(o.mutants),
-                  failures=gates.failures, skipped=gates.skipped)
+    report = dict(tools=tools, plugin=plugin, kernels=kernels, failures=gates.failures,
+                  skipped=gates.skipped, **read_tables(Path(o.report).parent))
     Path(o.report).write_text(json.dumps(report, indent=1) + "\n")
 
 
@@ -263,7 +268,6 @@ def main():
     for name in ("plugin", "ptxas", "arch", "dtypes", "nvcc", "venv", "shapes", "golden", "report"):
         p.add_argument("--" + name, required=name != "report")
     p.add_argument("--occupancy")
-    p.add_argument("--mutants", help="the mutants' table, for the report")
     o = p.parse_args()
     gates, arches, tools = look(o)
     check_rules(gates)
@@ -271,7 +275,7 @@ def main():
     summary(gates, arches, plugin)
     if o.verb == "golden" and gates.skipped:
         gates.fail("a golden file needs all tools")
-    elif o.verb == "golden":
+    elif o.verb == "golden" and not gates.failures:
         write_golden(gates, o.golden, o.nvcc)
     else:
         version, golden = read_golden(o.golden)

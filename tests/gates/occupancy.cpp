@@ -12,7 +12,8 @@
 
 #include <cuda_occupancy.h>
 
-namespace {
+namespace
+{
 
 /* threads, shared memory in KiB: of a multiprocessor, of a block */
 struct device {
@@ -79,8 +80,8 @@ int main(int argc, char **argv)
             CUDA_OCC_SUCCESS)
             return 1;
         int warps = r.activeBlocksPerMultiprocessor * ((threads + 31) / 32);
-        std::printf("%d %d %d %s\n", r.activeBlocksPerMultiprocessor, warps, p.maxThreadsPerMultiprocessor / 32,
-                    limit(r.limitingFactors));
+        std::printf("%d %d %d %s\n", r.activeBlocksPerMultiprocessor, warps,
+                    p.maxThreadsPerMultiprocessor / 32, limit(r.limitingFactors));
     }
     return 0;
 }

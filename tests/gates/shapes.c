@@ -88,7 +88,8 @@ static const uint32_t rows[] = {1, 8, 16, 32, 128, 512};
 /* Of a model with 135 million weights and of one with 8 billion: QKV, gate and up, down. */
 static const struct {
     uint32_t n, k, unit;
-} linears[] = {{960, 576, 0}, {576, 1536, 32}, {6144, 4096, 0}, {28672, 4096, 0}, {4096, 14336, 32}};
+} linears[] = {
+    {960, 576, 0}, {576, 1536, 32}, {6144, 4096, 0}, {28672, 4096, 0}, {4096, 14336, 32}};
 #define COUNT(a) (sizeof(a) / sizeof *(a))
 
 static void must(cudaError_t e)
@@ -113,8 +114,8 @@ static void linear_calls(enum sl_dtype type)
             struct sl_slices s = unit ? sl_slices_cut(k, unit) : sl_slices_one(k);
             struct cuda_weight w = {type, n, k, dev(), dev(), s.n};
             struct cuda_parts parts = {dev(), 1};
-            snprintf(call, sizeof call, "linear %s %ux%u, %u slices, %u rows", sl_dtype_row(type)->text,
-                     n, k, s.n, rows[r]);
+            snprintf(call, sizeof call, "linear %s %ux%u, %u slices, %u rows",
+                     sl_dtype_row(type)->text, n, k, s.n, rows[r]);
             must(cuda_pack(NULL, type, n, k, 0, n, dev(), sl_dtype_bytes(type, k), dev()));
             if (type != SL_F32)
                 must(cuda_quantize(NULL, type, dev(), k, rows[r], k, dev()));
@@ -127,12 +128,16 @@ static void attention_calls(enum sl_dtype type, uint32_t head_dim, uint32_t n_se
 {
     const uint32_t n_heads = 32, n_kv = 8, page = 32;
     size_t elem = type == SL_F32 ? 4 : type == SL_I8 ? 1 : 2;
-    struct cuda_kv kv = {dev(), 2 * n_kv * page * (head_dim * elem + 4), n_kv, head_dim, page, type};
+    struct cuda_kv kv = {dev(), 2 * n_kv * page * (head_dim * elem + 4), n_kv, head_dim, page,
+                         type};
     struct cuda_batch b = {n_seq, n_seq * n_rows, dev(), dev(), dev(), dev(), dev(), depth, n_rows};
+    struct cuda_rotary rope = {true, head_dim, dev(), dev()};
     struct cuda_attn a = {n_heads, 0, n_kv, n_heads * head_dim, n_heads * head_dim, 0.125f};
-    snprintf(call, sizeof call, "attention %s, head %u, %u x %u rows, depth %u", sl_dtype_row(type)->text,
-             head_dim, n_seq, n_rows, depth);
+    snprintf(call, sizeof call, "attention %s, head %u, %u x %u rows, depth %u",
+             sl_dtype_row(type)->text, head_dim, n_seq, n_rows, depth);
     must(cuda_kv_write(NULL, &kv, &b, dev(), dev(), n_kv * head_dim));
+    must(cuda_rope_kv_write(NULL, &rope, &kv, &b, dev(), n_heads, dev(), dev(),
+                            (n_heads + 2 * n_kv) * head_dim));
     must(cuda_attention(NULL, &kv, &b, &a, dev(), dev(), dev()));
 }
 

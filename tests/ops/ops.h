@@ -16,6 +16,9 @@
 
 #ifdef OPS_ON_CPU_ONLY /* a test that is its own device */
 #define N_FORMS 7
+#elif defined(OPS_PLUGIN) /* a device's plug-in: one form, since nothing there follows a seed */
+#include "on_device.h"
+#define N_FORMS 8
 #else
 #include "emu/control.h"
 #include "on_device.h"
@@ -45,13 +48,36 @@ static inline bool has_own_bits(const struct form *f, enum sl_dtype weight)
     return f->seed && (weight == SL_F16 || weight == SL_BF16);
 }
 
+#ifdef OPS_PLUGIN
+/* NULL where there is no device; ctest takes the message as this test's being skipped. */
+static inline struct sl_backend *open_device(const struct sl_cuda_config *cuda)
+{
+    const struct sl_cuda_plugin *p;
+    struct sl_backend *b;
+    struct sl_err err;
+    uint32_t n = 0;
+    assert_int_equal(sl_cuda_load("cuda", OPS_PLUGIN, &p, &err), SL_OK);
+    if (p->count(&n, &err) || n == 0) {
+        print_message("[  SKIP  ] no CUDA device: %s\n", n ? "" : err.msg);
+        return NULL;
+    }
+    if (p->open(cuda, &b, &err))
+        fail_msg("%s", err.msg);
+    return on_device_open(b);
+}
+#endif
+
 /* NULL, said aloud, where this machine cannot run the form. */
 static inline struct sl_backend *open_form(const struct form *f)
 {
     struct sl_backend *b = NULL;
     struct sl_err err;
     const struct sl_cpu_config cpu = {f->isa, f->n_threads};
-#ifndef OPS_ON_CPU_ONLY
+#ifdef OPS_PLUGIN
+    const struct sl_cuda_config cuda = {0, f->n_threads};
+    if (f->seed)
+        return open_device(&cuda);
+#elif !defined(OPS_ON_CPU_ONLY)
     const struct sl_cuda_config cuda = {0, f->n_threads};
     if (f->seed) {
         emu_seed(f->seed);

@@ -11,6 +11,8 @@ extern "C" {
 #include <cmocka.h>
 }
 
+#include "figures.h"
+
 #include <algorithm>
 #include <functional>
 #include <map>
@@ -149,8 +151,9 @@ static void short_reads_meet_no_bank_twice(void **state)
                     return attn_score_part(warp + l, t.chunk).i * t.stride;
                 };
                 auto v = [&](uint32_t l) { return attn_weigh_part(warp + l, padded).i * elem; };
-                assert_int_equal(conflicts(16, k), 1);
-                assert_true(conflicts(2 * elem, v) <= (padded % 64 ? 2u : 1u));
+                assert_int_equal(figure("bank", "attention_short: keys", conflicts(16, k)), 1);
+                assert_true(figure("bank", "attention_short: values", conflicts(2 * elem, v)) <=
+                            (padded % 64 ? 2u : 1u));
             }
         }
 }
@@ -182,12 +185,15 @@ static void long_reads_and_writes_meet_no_bank_twice(void **state)
             return row < t.rows ? (int64_t)row * ATTN_P_STRIDE * 4 : -1;
         };
         for (; warp < ATTN_BLOCK; warp += 32) {
-            assert_int_equal(conflicts(16, k), 1);
-            assert_int_equal(conflicts(16, q), 1);
-            assert_int_equal(conflicts(16, score), 1);
-            assert_int_equal(conflicts(16, kv), 1);
-            assert_true(conflicts(16, v) <= (padded % 32 ? 2u : 1u));
-            assert_true(conflicts(16, p) <= (padded % 32 ? 2u : 1u));
+            assert_int_equal(figure("bank", "attention_long: keys", conflicts(16, k)), 1);
+            assert_int_equal(figure("bank", "attention_long: queries", conflicts(16, q)), 1);
+            assert_int_equal(
+                figure("bank", "attention_long: scores, written", conflicts(16, score)), 1);
+            assert_int_equal(figure("bank", "attention_long: rows, written", conflicts(16, kv)), 1);
+            assert_true(figure("bank", "attention_long: values", conflicts(16, v)) <=
+                        (padded % 32 ? 2u : 1u));
+            assert_true(figure("bank", "attention_long: weights", conflicts(16, p)) <=
+                        (padded % 32 ? 2u : 1u));
         }
     }
 }
@@ -209,7 +215,8 @@ static void pages_are_read_in_whole_sectors(void **state)
                     sectors.insert((attn_row_at(&g, attn_elem_bytes(type), 1, 1, u / units % 16) +
                                     u % units * 16) /
                                    32);
-                assert_int_equal(sectors.size(), 16);
+                assert_int_equal(
+                    figure("sectors too many", "attention: pages", sectors.size() - 16), 0);
             }
         }
 }
@@ -275,5 +282,7 @@ int main(void)
         cmocka_unit_test(rows_and_scales_of_a_page_do_not_overlap),
         cmocka_unit_test(slots_are_never_shared),
     };
-    return cmocka_run_group_tests(tests, nullptr, nullptr);
+    int rc = cmocka_run_group_tests(tests, nullptr, nullptr);
+    figures_write(SL_FIGURES);
+    return rc;
 }
