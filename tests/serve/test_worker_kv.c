@@ -104,8 +104,8 @@ static void pages_move(void **state)
         UNTIL_BOTH(&x, x.d.r->load.kv_pages_received == (via + 1) * PAGES);
         UNTIL_BOTH(&x, x.p.r->load.kv_pages_sent == (via + 1) * PAGES);
     }
+    UNTIL_BOTH(&x, x.d.r->load.prefill_tokens == 2 * (N_PROMPT - 16 * PAGES)); /* by a later report */
     assert_int_equal(x.d.r->load.kv_fallbacks, 0);
-    assert_int_equal(x.d.r->load.prefill_tokens, 2 * (N_PROMPT - 16 * PAGES));
     finish_pair(&x);
 }
 
@@ -132,8 +132,9 @@ static void wrong_sources(void **state)
         UNTIL_BOTH(&x, b->end && c->end && (!a || a->end));
         assert_int_equal(b->end, SL_END_LENGTH);
         assert_memory_equal(b->tokens, c->tokens, N_NEW * sizeof *b->tokens);
-        UNTIL_BOTH(&x, x.d.r->load.kv_fallbacks == i + 1);
+        UNTIL_BOTH(&x, x.d.r->load.kv_fallbacks > i);
     }
+    assert_int_equal(x.d.r->load.kv_fallbacks, 5);
     assert_int_equal(x.d.r->load.kv_pages_received, 0);
     finish_pair(&x);
 }
