@@ -38,7 +38,7 @@ struct emu_config {
 };
 
 /* The defaults, changed by SLUICE_CUDA_EMU_DEVICES, _MEMORY (bytes), _SEED, _THREADS and _DRIVER
- * (0: none). */
+ * (0: none). A wrong value is told on stderr and leaves no driver. */
 struct emu_config emu_config_default(void);
 /* Ends everything: waits for the devices, frees what is left, forgets errors, faults, counts and
  * reports, and starts anew. NULL: the default. No other thread is in the runtime. Returns how many

@@ -117,6 +117,15 @@ struct device {
     uint64_t file_end;
 };
 
+/* What the environment asks for. */
+enum { ENV_TEXT_MAX = 4096 };
+struct env {
+    struct emu_config config;
+    char counts[ENV_TEXT_MAX]; /* path; empty: not asked for */
+    char fault[ENV_TEXT_MAX];  /* as for emu_fault_parse */
+};
+void env_read(struct env *e); /* runtime_env.c */
+
 struct runtime {
     pthread_mutex_t lock;
     pthread_cond_t changed;
@@ -127,6 +136,7 @@ struct runtime {
     bool slot_taken[SLOTS_MAX];
     uint64_t serial;
     bool configured;
+    struct env env;
     uint64_t counts[CALL_MAX];
 };
 extern struct runtime rt;

@@ -1,5 +1,5 @@
-/* Faults, reports and configuration of the emulated runtime: the only part that reads the
- * environment and writes to stderr. */
+/* Faults, reports and configuration of the emulated runtime: with runtime_env.c the only part that
+ * writes to stderr. */
 #include "emu/runtime.h"
 
 #include <nccl.h>
@@ -8,8 +8,6 @@
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
-
-#define DEFAULT_MEMORY ((size_t)4 << 30)
 
 enum { FAULTS_MAX = 32, TEXT_MAX = 2048 };
 
@@ -190,8 +188,8 @@ static void write_left(const char *text)
  * memory that was left. */
 static void write_counts(void)
 {
-    char path[512];
-    snprintf(path, sizeof path, "%s.%d", getenv("SLUICE_CUDA_EMU_COUNTS"), (int)getpid());
+    char path[ENV_TEXT_MAX + 16];
+    snprintf(path, sizeof path, "%s.%d", rt.env.counts, (int)getpid());
     counts_file = fopen(path, "we");
     if (!counts_file)
         return;
@@ -208,50 +206,17 @@ static void write_counts(void)
 static void ask_for_counts(void)
 {
     static bool asked;
-    if (!asked && getenv("SLUICE_CUDA_EMU_COUNTS"))
+    if (!asked && *rt.env.counts)
         atexit(write_counts);
     asked = true;
 }
 
 /* ---- configuration ---- */
 
-static void from_env(const char *name, uint64_t *v)
-{
-    const char *text = getenv(name);
-    char *end;
-    if (!text || !*text)
-        return;
-    uint64_t n = strtoull(text, &end, 10);
-    if (*end)
-        fprintf(stderr, "cuda-emu: %s: '%s' is no number\n", name, text);
-    else
-        *v = n;
-}
-
-struct emu_config emu_config_default(void)
-{
-    uint64_t devices = 1, memory = DEFAULT_MEMORY, seed = 0, threads = 1, driver = 1;
-    from_env("SLUICE_CUDA_EMU_DEVICES", &devices);
-    from_env("SLUICE_CUDA_EMU_MEMORY", &memory);
-    from_env("SLUICE_CUDA_EMU_SEED", &seed);
-    from_env("SLUICE_CUDA_EMU_THREADS", &threads);
-    from_env("SLUICE_CUDA_EMU_DRIVER", &driver);
-    return (struct emu_config){
-        .n_devices = devices < EMU_DEVICES_MAX ? (uint32_t)devices : EMU_DEVICES_MAX,
-        .no_driver = !driver,
-        .memory = (size_t)memory,
-        .seed = seed,
-        .n_threads = threads < 64 ? (uint32_t)threads : 64,
-        .n_processors = 4,
-        .shared_max = 99 << 10, /* sm_86, sm_89, sm_120: what fits here fits everywhere */
-        .major = 8,
-        .minor = 6,
-    };
-}
-
 void runtime_configure(const struct emu_config *config)
 {
-    rt.config = config ? *config : emu_config_default();
+    env_read(&rt.env);
+    rt.config = config ? *config : rt.env.config;
     if (rt.config.n_devices > EMU_DEVICES_MAX)
         rt.config.n_devices = EMU_DEVICES_MAX;
     for (int i = 0; i < EMU_DEVICES_MAX; i++)
@@ -264,10 +229,11 @@ void runtime_configure(const struct emu_config *config)
     rt.configured = true;
     n_faults = 0;
     ask_for_counts();
-    const char *text = getenv("SLUICE_CUDA_EMU_FAULT");
-    if (text && !parse_faults(text))
+    if (!parse_faults(rt.env.fault)) {
         fprintf(stderr, "cuda-emu: SLUICE_CUDA_EMU_FAULT: '%s' is not CALL:N:ERROR[:late],...\n",
-                text);
+                rt.env.fault);
+        rt.config.no_driver = true;
+    }
 }
 
 uint32_t emu_restart(const struct emu_config *config, void (*leak)(const char *))

@@ -43,6 +43,13 @@ class Cuda(unittest.TestCase):
         for seed in "0", "1", "2", "3", "4":
             self.assertEqual(run("complete", TINY, *EMU, *flags, env={"SLUICE_CUDA_EMU_SEED": seed}), want)
 
+    def test_wrong_environment(self):
+        for name, value in ("SEED", "x"), ("DEVICES", "-1"), ("FAULT", "cudaNothing:1:cudaErrorUnknown"):
+            with self.subTest(name):
+                rc, out, err = run("complete", TINY, *EMU, "--prompt", "a", env={f"SLUICE_CUDA_EMU_{name}": value})
+                self.assertEqual((rc, out), (5, ""), err)
+                self.assertIn(f"SLUICE_CUDA_EMU_{name}: '{value}' is", err)
+
     def test_serve(self):
         """Twice, so that pages come from the prefix cache too."""
         for seed in "3", "4":

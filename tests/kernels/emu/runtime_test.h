@@ -57,6 +57,30 @@ static inline void assert_no_report(void)
     assert_int_equal(emu_report_count(), 0);
 }
 
+/* One thread, two devices whose kernels wait for each other: no launch holds the caller. */
+static inline void two_devices_meet(void)
+{
+    uint32_t *flags[2];
+    for (int i = 0; i < 2; i++) {
+        ok(cudaSetDevice(i));
+        ok(cudaDeviceEnablePeerAccess(!i, 0));
+        ok(cudaMalloc((void **)&flags[i], 4));
+        ok(cudaMemset(flags[i], 0, 4));
+        ok(cudaDeviceSynchronize());
+    }
+    for (int i = 0; i < 2; i++) {
+        ok(cudaSetDevice(i));
+        ok(launch_meet(NULL, flags[i], flags[!i], 5));
+    }
+    for (int i = 0; i < 2; i++) {
+        ok(cudaSetDevice(i));
+        ok(cudaDeviceSynchronize());
+    }
+    ok(cudaFree(flags[0]));
+    ok(cudaFree(flags[1]));
+    assert_no_report();
+}
+
 #define EACH_SEED(seed) for (uint64_t seed = 0; seed < SEEDS && (fresh(seed), true); seed++)
 
 #endif

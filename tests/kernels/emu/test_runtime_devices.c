@@ -131,25 +131,7 @@ static void one_thread_drives_two_devices(void **state)
     (void)state;
     for (uint64_t seed = 0; seed < 3; seed++) {
         fresh(seed);
-        uint32_t *flags[2];
-        for (int i = 0; i < 2; i++) {
-            ok(cudaSetDevice(i));
-            ok(cudaDeviceEnablePeerAccess(!i, 0));
-            ok(cudaMalloc((void **)&flags[i], 4));
-            ok(cudaMemset(flags[i], 0, 4));
-            ok(cudaDeviceSynchronize());
-        }
-        for (int i = 0; i < 2; i++) {
-            ok(cudaSetDevice(i));
-            ok(launch_meet(NULL, flags[i], flags[!i], 5));
-        }
-        for (int i = 0; i < 2; i++) {
-            ok(cudaSetDevice(i));
-            ok(cudaDeviceSynchronize());
-        }
-        ok(cudaFree(flags[0]));
-        ok(cudaFree(flags[1]));
-        assert_no_report();
+        two_devices_meet();
     }
 }
 
@@ -416,6 +398,35 @@ static int leak(void)
     return cudaMalloc(&p, 77) == cudaErrorMemoryAllocation ? 0 : 4;
 }
 
+/* Nothing runs in another way than the environment asked for. */
+static void a_wrong_environment_leaves_no_driver(void **state)
+{
+    (void)state;
+    static const char *const wrong[][2] = {{"SLUICE_CUDA_EMU_SEED", "-1"},
+                                           {"SLUICE_CUDA_EMU_SEED", "99999999999999999999"},
+                                           {"SLUICE_CUDA_EMU_DEVICES", "17"},
+                                           {"SLUICE_CUDA_EMU_MEMORY", "1g"},
+                                           {"SLUICE_CUDA_EMU_FAULT", "cudaMalloc:0:cudaErrorECC"}};
+    for (size_t i = 0; i < sizeof wrong / sizeof *wrong; i++) {
+        int status;
+        pid_t pid = fork();
+        assert_true(pid >= 0);
+        if (pid == 0) {
+            setenv(wrong[i][0], wrong[i][1], 1);
+            execl("/proc/self/exe", "test", "count", (char *)NULL);
+            _exit(9);
+        }
+        assert_int_equal(waitpid(pid, &status, 0), pid);
+        assert_int_equal(status, 0);
+    }
+}
+
+static int count(void)
+{
+    int n = -1;
+    return cudaGetDeviceCount(&n) == cudaErrorInsufficientDriver && n == -1 ? 0 : 5;
+}
+
 static void what_a_reset_finds_is_reported(void **state)
 {
     (void)state;
@@ -454,7 +465,7 @@ static void faults_are_read_from_text(void **state)
 int main(int argc, char **argv)
 {
     if (argc == 2)
-        return leak();
+        return strcmp(argv[1], "leak") ? count() : leak();
     if (argc == 4)
         export_memory(atoi(argv[2]), atoi(argv[3]));
     const struct CMUnitTest tests[] = {
@@ -468,6 +479,7 @@ int main(int argc, char **argv)
         cmocka_unit_test(work_can_fail_when_the_device_gets_there),
         cmocka_unit_test(faults_are_read_from_text),
         cmocka_unit_test(a_process_writes_its_counts_at_exit),
+        cmocka_unit_test(a_wrong_environment_leaves_no_driver),
         cmocka_unit_test(what_a_reset_finds_is_reported),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

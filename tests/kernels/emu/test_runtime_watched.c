@@ -81,25 +81,7 @@ static void flags_between_devices_are_no_race(void **state)
     (void)state;
     EACH_SEED(seed)
     {
-        uint32_t *flags[2];
-        for (int i = 0; i < 2; i++) {
-            ok(cudaSetDevice(i));
-            ok(cudaDeviceEnablePeerAccess(!i, 0));
-            ok(cudaMalloc((void **)&flags[i], 4));
-            ok(cudaMemset(flags[i], 0, 4));
-            ok(cudaDeviceSynchronize());
-        }
-        for (int i = 0; i < 2; i++) {
-            ok(cudaSetDevice(i));
-            ok(launch_meet(NULL, flags[i], flags[!i], 5));
-        }
-        for (int i = 0; i < 2; i++) {
-            ok(cudaSetDevice(i));
-            ok(cudaDeviceSynchronize());
-        }
-        ok(cudaFree(flags[0]));
-        ok(cudaFree(flags[1]));
-        assert_no_report();
+        two_devices_meet();
     }
 }
 
