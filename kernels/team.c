@@ -210,3 +210,22 @@ void sl_team_run(struct sl_team *t, uint32_t n_tasks, sl_task_fn *fn, void *ctx)
     atomic_fetch_sub(&t->state, OPEN_BIT);
     wait_for_members(t);
 }
+
+struct each {
+    void (*fn)(void *ctx, uint32_t i);
+    void *ctx;
+};
+
+static void each_task(void *ctx, uint32_t task, uint32_t thread)
+{
+    (void)thread;
+    const struct each *e = ctx;
+    e->fn(e->ctx, task);
+}
+
+void sl_team_each(struct sl_team *t, uint32_t n, void (*fn)(void *ctx, uint32_t i), void *ctx)
+{
+    struct each e = {fn, ctx};
+    sl_fp_mode_set();
+    sl_team_run(t, n, each_task, &e);
+}

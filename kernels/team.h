@@ -20,6 +20,10 @@ void sl_team_close(struct sl_team *t);
  * the caller; returns when all are done. From one thread at a time; fn must not call it again. */
 void sl_team_run(struct sl_team *t, uint32_t n_tasks, sl_task_fn *fn, void *ctx);
 
+/* fn(ctx, i) for every i in [0, n), for work that need not know its thread; as sl_team_run, with
+ * sl_fp_mode_set first. */
+void sl_team_each(struct sl_team *t, uint32_t n, void (*fn)(void *ctx, uint32_t i), void *ctx);
+
 /* Round to nearest, no flush to zero, all exceptions masked. */
 void sl_fp_mode_set(void);
 

@@ -308,25 +308,11 @@ static void cpu_logit_stats(struct sl_backend *b, const float *logits, uint32_t 
     run_rows(cpu_of(b), n_rows, n, stats_rows, &args);
 }
 
-struct parallel_args {
-    void (*fn)(void *ctx, uint32_t i);
-    void *ctx;
-};
-
-static void parallel_task(void *ctx, uint32_t task, uint32_t thread)
-{
-    (void)thread;
-    const struct parallel_args *a = ctx;
-    a->fn(a->ctx, task);
-}
-
 static void cpu_parallel(struct sl_backend *b, uint32_t n, void (*fn)(void *ctx, uint32_t i),
                          void *ctx)
 {
-    struct parallel_args args = {fn, ctx};
-    sl_fp_mode_set();
     b->n_op_calls++;
-    sl_team_run(cpu_of(b)->team, n, parallel_task, &args);
+    sl_team_each(cpu_of(b)->team, n, fn, ctx);
 }
 
 static const struct sl_backend_ops cpu_ops = {

@@ -39,24 +39,10 @@ bool cuda_enter(struct cuda_backend *b)
 
 /* ---- the table ---- */
 
-struct parallel_args {
-    void (*fn)(void *ctx, uint32_t i);
-    void *ctx;
-};
-
-static void parallel_task(void *ctx, uint32_t task, uint32_t thread)
-{
-    (void)thread;
-    const struct parallel_args *a = ctx;
-    a->fn(a->ctx, task);
-}
-
 static void cuda_op_parallel(struct sl_backend *b, uint32_t n, void (*fn)(void *ctx, uint32_t i),
                              void *ctx)
 {
-    struct parallel_args args = {fn, ctx};
-    sl_fp_mode_set();
-    sl_team_run(cuda_of(b)->team, n, parallel_task, &args);
+    sl_team_each(cuda_of(b)->team, n, fn, ctx);
 }
 
 _Static_assert(SL_LAUNCHES_MAX == DEV_KERNELS_MAX, "one limit");

@@ -108,16 +108,24 @@ cudaError_t cudaStreamWaitEvent(cudaStream_t stream, cudaEvent_t event, unsigned
     return call_end(&c, e->mark ? stream_submit_after(s, &w, &e->mark, 1) : cudaSuccess);
 }
 
+/* The event that a host asks about, which a graph's is not to be asked. */
+static cudaError_t host_event(cudaEvent_t event, struct CUevent_st **out)
+{
+    *out = event_of(event);
+    if (!*out)
+        return cudaErrorInvalidResourceHandle;
+    return (*out)->captured ? cudaErrorCapturedEvent : cudaSuccess;
+}
+
 cudaError_t cudaEventSynchronize(cudaEvent_t event)
 {
     struct call c;
     if (!call_begin(&c, CALL_cudaEventSynchronize))
         return c.error;
-    struct CUevent_st *e = event_of(event);
-    if (!e)
-        return call_end(&c, cudaErrorInvalidResourceHandle);
-    if (e->captured)
-        return call_end(&c, cudaErrorCapturedEvent);
+    struct CUevent_st *e;
+    cudaError_t status = host_event(event, &e);
+    if (status)
+        return call_end(&c, status);
     struct device *d = e->device;
     mark_wait(e->mark);
     return call_end(&c, d->sticky);
@@ -128,11 +136,10 @@ cudaError_t cudaEventQuery(cudaEvent_t event)
     struct call c;
     if (!call_begin(&c, CALL_cudaEventQuery))
         return c.error;
-    struct CUevent_st *e = event_of(event);
-    if (!e)
-        return call_end(&c, cudaErrorInvalidResourceHandle);
-    if (e->captured)
-        return call_end(&c, cudaErrorCapturedEvent);
+    struct CUevent_st *e;
+    cudaError_t status = host_event(event, &e);
+    if (status)
+        return call_end(&c, status);
     return call_end(&c, mark_query(e->device, e->mark));
 }
 

@@ -186,13 +186,7 @@ static int setup(void **state)
 {
     (void)state;
     struct sl_err err;
-    struct tiny_model m = tiny_model_default();
-    m.dim = 96;
-    m.n_heads = 6;
-    m.n_kv_heads = 3; /* at degree 2 both ranks have the middle one */
-    m.head_dim = 32;
-    m.ffn_dim = 192;
-    m.n_layers = 3;
+    struct tiny_model m = tiny_model_three();
     if (tiny_model_buf(&m, &model_bytes, &err) ||
         sl_gguf_parse(model_bytes.data, model_bytes.len, false, &gguf, &err)) {
         fprintf(stderr, "%s\n", err.msg);
@@ -402,8 +396,12 @@ static void a_lost_rank_takes_all(void **state)
 static void wait_forming(struct sl_engine *e)
 {
     struct sl_engine_group g;
-    for (sl_engine_group(e, &g); g.state != SL_GROUP_FORMING; sl_engine_group(e, &g))
-        nap();
+    for (int i = 0; i < WAIT_MS; i++, nap()) {
+        sl_engine_group(e, &g);
+        if (g.state == SL_GROUP_FORMING)
+            return;
+    }
+    fail_msg("the group is not lost");
 }
 
 /* A rank that still fills pages of a group that was lost is in no group before it lets go. */

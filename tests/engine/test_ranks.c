@@ -63,18 +63,11 @@ static struct sl_buf model_bytes = {.cap_bytes = (size_t)64 << 20};
 static struct sl_gguf *gguf;
 static struct answer expected[N_REQUESTS];
 
-/* Three KV heads: degrees 1, 2 (unevenly) and 3; three layers for two and three stages. */
 static int setup(void **state)
 {
     (void)state;
     struct sl_err err;
-    struct tiny_model m = tiny_model_default();
-    m.dim = 96;
-    m.n_heads = 6;
-    m.n_kv_heads = 3;
-    m.head_dim = 32;
-    m.ffn_dim = 192;
-    m.n_layers = 3;
+    struct tiny_model m = tiny_model_three();
     if (tiny_model_buf(&m, &model_bytes, &err) ||
         sl_gguf_parse(model_bytes.data, model_bytes.len, false, &gguf, &err)) {
         fprintf(stderr, "%s\n", err.msg);

@@ -276,6 +276,18 @@ struct tiny_model tiny_model_default(void)
                                .ctx = 2048};
 }
 
+struct tiny_model tiny_model_three(void)
+{
+    struct tiny_model m = tiny_model_default();
+    m.dim = 96;
+    m.n_heads = 6;
+    m.n_kv_heads = 3;
+    m.head_dim = 32;
+    m.ffn_dim = 192;
+    m.n_layers = 3;
+    return m;
+}
+
 uint32_t tiny_model_n_vocab(void)
 {
     return (uint32_t)N_VOCAB;

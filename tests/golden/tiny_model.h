@@ -24,6 +24,10 @@ struct tiny_model {
 /* Seed 1, q8_0, 64 wide, 4 heads on 2, 2 layers, ffn 128, 2048 positions, own head. */
 struct tiny_model tiny_model_default(void);
 
+/* 96 wide, 6 heads on 3, 3 layers, ffn 192: degrees 1, 2 (unevenly: both ranks have the middle KV
+ * head) and 3, and as many stages. */
+struct tiny_model tiny_model_three(void);
+
 /* 256 bytes, merges, then <|endoftext|>, <|im_start|>, <|im_end|> (the end of a turn). */
 uint32_t tiny_model_n_vocab(void);
 

@@ -2,8 +2,7 @@
  * whatever the chunks, the cache's format and the order of scheduling; steps that only decode are
  * recorded once per size and replayed, padded, with the bits that they have when run op by op; and
  * then cost one copy in, one copy out, one wait and no allocation. */
-#include "rig.h"
-#include "tiny_model.h"
+#include "tiny_file.h"
 
 #include <sluice/base/mem.h>
 #include <sluice/base/time.h>
@@ -12,25 +11,6 @@
 #include "emu/control.h"
 
 sl_cuda_entry sl_cuda_plugin; /* linked in: the emulated one */
-
-struct opened {
-    struct sl_buf file;
-    struct sl_gguf *g;
-};
-
-static void open_tiny(struct opened *o, const struct tiny_model *m)
-{
-    struct sl_err err = {0};
-    *o = (struct opened){0};
-    rig_must(tiny_model_buf(m, &o->file, &err), &err);
-    rig_must(sl_gguf_parse(o->file.data, o->file.len, false, &o->g, &err), &err);
-}
-
-static void close_tiny(struct opened *o)
-{
-    sl_gguf_close(o->g);
-    sl_buf_free(&o->file);
-}
 
 static const struct rig_config usual = {.isa = SL_ISA_AUTO,
                                         .n_threads = 1,

@@ -3,33 +3,13 @@
  * depend on instruction set, threads, chunks or the sequences beside; a row with NaN spoils no
  * other; what cannot be computed is refused before anything is written. */
 #include "naive.h"
-#include "rig.h"
-#include "tiny_model.h"
+#include "tiny_file.h"
 
 #include <sluice/base/time.h>
 
 #include <inttypes.h>
 
 #define N_TOK 40u
-
-struct opened {
-    struct sl_buf file;
-    struct sl_gguf *g;
-};
-
-static void open_tiny(struct opened *o, const struct tiny_model *m)
-{
-    struct sl_err err = {0};
-    *o = (struct opened){0};
-    rig_must(tiny_model_buf(m, &o->file, &err), &err);
-    rig_must(sl_gguf_parse(o->file.data, o->file.len, false, &o->g, &err), &err);
-}
-
-static void close_tiny(struct opened *o)
-{
-    sl_gguf_close(o->g);
-    sl_buf_free(&o->file);
-}
 
 static void draw_tokens(uint32_t *tokens, uint32_t n, uint64_t seed)
 {

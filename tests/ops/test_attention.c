@@ -2,34 +2,8 @@
  * one, in any chunks or as a whole, for every page size, KV format, head width and group, on every
  * instruction set and thread count; what lies behind the query or was never written never counts.
  */
+#include "attn_input.h"
 #include "ops.h"
-
-struct model {
-    uint32_t n_heads, n_kv_heads, head_dim, page_size;
-    enum sl_dtype type;
-};
-
-/* One sequence: inputs of all positions, and pages in a scrambled order. */
-struct input {
-    uint32_t n_pos, stride;
-    float *q, *k, *v;
-};
-
-static struct input make_input(const struct model *m, uint32_t n_pos, uint32_t seed)
-{
-    struct input in = {.n_pos = n_pos, .stride = m->n_heads * m->head_dim + 4};
-    in.q = random_floats((size_t)n_pos * in.stride, 3.0f, seed);
-    in.k = random_floats((size_t)n_pos * in.stride, 2.0f, seed + 1);
-    in.v = random_floats((size_t)n_pos * in.stride, 1.0f, seed + 2);
-    return in;
-}
-
-static void free_input(struct input *in)
-{
-    free(in->q);
-    free(in->k);
-    free(in->v);
-}
 
 static uint32_t n_pages(const struct model *m, uint32_t n_pos)
 {

@@ -2,6 +2,7 @@
  * for every KV format, head width, group and page size, decoded one by one, in chunks or as a
  * whole, beside any neighbour and under any order of warps; what lies behind a query or was never
  * written does not count, and the launch does not depend on positions. */
+#include "attn_input.h"
 #include "device.h"
 
 /* Watched, every access takes many times as long: fewer positions and seeds then. */
@@ -10,11 +11,6 @@ enum { WATCHED = 1, SEEDS = 2 };
 #else
 enum { WATCHED = 0, SEEDS = 4 };
 #endif
-
-struct model {
-    uint32_t n_heads, n_kv_heads, head_dim, page_size;
-    enum sl_dtype type;
-};
 
 /* The last ones' rows are not whole units of 16 bytes, or too wide for tiles of query rows. */
 static const struct model models[] = {
@@ -27,27 +23,6 @@ static const struct model models[] = {
     {2, 2, 1024, 4, SL_F32},
 };
 #define N_MODELS (sizeof models / sizeof *models)
-
-struct input {
-    uint32_t n_pos, stride;
-    float *q, *k, *v;
-};
-
-static struct input make_input(const struct model *m, uint32_t n_pos, uint32_t seed)
-{
-    struct input in = {.n_pos = n_pos, .stride = m->n_heads * m->head_dim + 4};
-    in.q = random_floats((size_t)n_pos * in.stride, 3.0f, seed);
-    in.k = random_floats((size_t)n_pos * in.stride, 2.0f, seed + 1);
-    in.v = random_floats((size_t)n_pos * in.stride, 1.0f, seed + 2);
-    return in;
-}
-
-static void free_input(struct input *in)
-{
-    free(in->q);
-    free(in->k);
-    free(in->v);
-}
 
 /* A cache of two layers whose second one is used; `scalar` only lends its allocator. */
 struct cache {
