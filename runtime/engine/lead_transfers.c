@@ -86,8 +86,10 @@ static bool end_export(struct sl_engine *e, struct sl_export *x)
 void sl_lead_transfers(struct sl_engine *e)
 {
     bool up = e->group->n_ranks > 1;
-    for (struct sl_list *l = e->exports.next; l != &e->exports && up; l = l->next) {
+    struct sl_list *next;
+    for (struct sl_list *l = e->exports.next; l != &e->exports && up; l = next) {
         struct sl_export *x = SL_ENTRY(l, struct sl_export, t.link);
+        next = l->next; /* a group that is lost now takes what only its ranks had with it */
         if (!x->t.id && !x->ended)
             up = begin_export(e, x);
         else if (x->t.away && x->ended && !x->t.end_told)
