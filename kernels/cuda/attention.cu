@@ -351,9 +351,11 @@ cudaError_t cuda_attention(cudaStream_t s, const struct cuda_kv *kv, const struc
     a.scale = at->scale;
     a.q = q;
     a.out = out;
-    a.partial_ml = static_cast<float *>(scratch);
-    size_t slots = attn_slots(batch->n_seq, batch->n_tok, a.short_max);
-    a.partial_o = a.partial_ml + 2 * slots * a.n_heads * a.n_seg;
+    if (a.n_seg > 1) { /* else there is no scratch, and no place in it to name */
+        size_t slots = attn_slots(batch->n_seq, batch->n_tok, a.short_max);
+        a.partial_ml = static_cast<float *>(scratch);
+        a.partial_o = a.partial_ml + 2 * slots * a.n_heads * a.n_seg;
+    }
     switch (kv->dtype) {
     case SL_F32:
         return launch<SL_F32>(s, a, batch, at->n_kv_heads);

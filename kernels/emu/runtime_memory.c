@@ -16,6 +16,7 @@
 #define ALIGN      ((size_t)256) /* of every allocation, as on devices */
 #define PAGE       ((size_t)4096)
 #define POISON_MAX ((size_t)64 << 20) /* more is not touched before the program does */
+#define NUMBERS    ((uint32_t)1 << 26) /* that a kernel is given are smaller */
 
 enum { POISON = 0xff, CANARY = 0xa5, FREED_MAX = 1 << 15 };
 
@@ -142,6 +143,20 @@ void memory_used_by(struct memory *m, const struct mark *mark)
 
 /* ---- mapping ---- */
 
+/* Two small numbers side by side in a kernel's arguments must not look like an address: no memory
+ * lies across a multiple of 4 GiB or close above one. What was found there is left unused. */
+static void *reserve(size_t bytes)
+{
+    for (;;) {
+        void *map =
+            mmap(NULL, bytes, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+        uintptr_t at = (uintptr_t)map, last = at + bytes - 1;
+        if (map == MAP_FAILED || bytes > UINT32_MAX / 2 ||
+            (at >> 32 == last >> 32 && (uint32_t)at >= NUMBERS))
+            return map;
+    }
+}
+
 /* Pages between two guards, from the file at file_at or anonymous. */
 bool memory_map(struct memory *m, int file)
 {
@@ -149,8 +164,7 @@ bool memory_map(struct memory *m, int file)
         return false;
     size_t rounded = round_up(m->bytes, ALIGN), pages = round_up(rounded, PAGE);
     m->map_bytes = pages + 2 * PAGE;
-    void *map =
-        mmap(NULL, m->map_bytes, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    void *map = reserve(m->map_bytes);
     if (map == MAP_FAILED)
         return false;
     m->map = (uintptr_t)map;

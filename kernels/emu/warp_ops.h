@@ -4,6 +4,7 @@
 
 #include <cuda_runtime_api.h>
 
+#include <new>
 #include <tuple>
 #include <type_traits>
 #include <utility>
@@ -163,9 +164,11 @@ static inline cudaError_t emu_launch_on(cudaStream_t stream, const char *name, v
                                         dim3 grid, dim3 block, size_t smem,
                                         std::type_identity_t<A>... args)
 {
-    emu_call<A...> c = {kernel, std::tuple<A...>(args...)};
     static_assert((std::is_trivially_copyable_v<A> && ...), "arguments are bytes");
-    return emu_enqueue(stream, name, emu_call<A...>::run, &c, sizeof c, grid, block, smem);
+    /* No stray bytes between them: the runtime looks for addresses. */
+    alignas(emu_call<A...>) unsigned char room[sizeof(emu_call<A...>)] = {};
+    new (room) emu_call<A...>{kernel, std::tuple<A...>(args...)};
+    return emu_enqueue(stream, name, emu_call<A...>::run, room, sizeof room, grid, block, smem);
 }
 
 #endif
