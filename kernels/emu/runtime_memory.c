@@ -15,7 +15,7 @@
 
 #define ALIGN      ((size_t)256) /* of every allocation, as on devices */
 #define PAGE       ((size_t)4096)
-#define POISON_MAX ((size_t)64 << 20) /* more is not touched before the program does */
+#define POISON_MAX ((size_t)64 << 20)  /* more is not touched before the program does */
 #define NUMBERS    ((uint32_t)1 << 26) /* that a kernel is given are smaller */
 
 enum { POISON = 0xff, CANARY = 0xa5, FREED_MAX = 1 << 15 };
