@@ -31,6 +31,7 @@ bool cuda_ok(struct cuda_backend *b, cudaError_t e, const char *what)
 bool cuda_enter(struct cuda_backend *b)
 {
     static _Thread_local int current = -1; /* nobody but this plug-in's backends sets it */
+    b->act_rows.x = NULL;
     if (!b->failed.status && current != b->device &&
         cuda_ok(b, cudaSetDevice(b->device), "cudaSetDevice"))
         current = b->device;
