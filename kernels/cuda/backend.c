@@ -118,6 +118,7 @@ static const struct sl_backend_ops cuda_ops = {
     .tree_sum = cuda_op_tree_sum,
     .rope = cuda_op_rope,
     .kv_write = cuda_op_kv_write,
+    .rope_kv_write = cuda_op_rope_kv_write,
     .attention = cuda_op_attention,
     .silu_mul = cuda_op_silu_mul,
     .add = cuda_op_add,

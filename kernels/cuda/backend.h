@@ -158,6 +158,8 @@ void cuda_op_rope(struct sl_backend *base, const struct sl_rope *rope, float *x,
 void cuda_op_kv_write(struct sl_backend *base, struct sl_kv *kv, uint32_t layer,
                       const struct sl_batch *batch, const float *k, const float *v,
                       uint32_t stride);
+void cuda_op_rope_kv_write(struct sl_backend *base, const struct sl_rope *rope, struct sl_kv *kv,
+                           uint32_t layer, const struct sl_batch *batch, const struct sl_qkv *x);
 void cuda_op_attention(struct sl_backend *base, const struct sl_kv *kv, uint32_t layer,
                        const struct sl_batch *batch, const struct sl_attn *a, const float *q,
                        float *out);

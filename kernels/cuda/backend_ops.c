@@ -215,6 +215,21 @@ void cuda_op_kv_write(struct sl_backend *base, struct sl_kv *kv, uint32_t layer,
         cuda_ok(b, cuda_kv_write(b->stream, &to, &rows, k, v, stride), "kv_write");
 }
 
+void cuda_op_rope_kv_write(struct sl_backend *base, const struct sl_rope *rope, struct sl_kv *kv,
+                           uint32_t layer, const struct sl_batch *batch, const struct sl_qkv *x)
+{
+    struct cuda_backend *b = ready(base);
+    struct cuda_kv to = layer_of(kv, layer);
+    struct cuda_batch rows = batch_of(batch);
+    const struct cuda_rotary by = {rope->kind == SL_ROPE_NEOX, rope->n_rot, rope->cos, rope->sin};
+    sl_assert(rope->n_rot <= kv->cfg.head_dim && rope->n_rot % 2 == 0);
+    if (b)
+        cuda_ok(
+            b,
+            cuda_rope_kv_write(b->stream, &by, &to, &rows, x->q, x->n_heads, x->k, x->v, x->stride),
+            "rope_kv_write");
+}
+
 static bool attention_fits(struct cuda_backend *b, const struct cuda_batch *rows, size_t bytes)
 {
     if (bytes <= b->attn_bytes)

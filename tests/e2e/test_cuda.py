@@ -55,7 +55,7 @@ class Cuda(unittest.TestCase):
             answers(s, 2)
             wait_until("launches are told", lambda: s.workers()[0]["kernels"].get("rms_norm", 0) > 8)
             w = s.workers()[0]
-            self.assertIn("rope", w["kernels"])
+            self.assertIn("rope_kv_write", w["kernels"])
             self.assertNotIn("ops", w["kernels"])
             self.assertEqual(w["isa"], "emulated")
             self.assertTrue(w["class"].startswith("cuda-emu/"), w["class"])
