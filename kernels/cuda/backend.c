@@ -195,6 +195,8 @@ static enum sl_status open_device(struct cuda_backend *b, struct sl_err *err)
         return err->status;
     }
     name_arch(&p, b->base.arch);
+    b->base.device = (uint32_t)b->device;
+    b->base.stream = b->stream;
     return SL_OK;
 }
 

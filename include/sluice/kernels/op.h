@@ -275,6 +275,8 @@ struct sl_backend {
     bool on_device;     /* its memory is not the host's */
     enum sl_isa isa;    /* in force, on the host */
     char arch[16];      /* what computes: the isa's name, "sm_90", "emulated" */
+    uint32_t device;    /* its number, and the stream that ops are enqueued on: what others */
+    void *stream;       /* enqueue there keeps its place among them. NULL on the host */
     bool isa_fell_back; /* a better one failed its self-check against scalar: worth a warning */
     uint32_t n_threads;
     uint64_t n_op_calls; /* for `ctl ps` */
