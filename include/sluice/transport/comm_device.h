@@ -83,8 +83,9 @@ struct sl_comm_device_config {
 enum sl_status sl_comm_device_open(struct sl_comm *c, const struct sl_comm_device_config *cfg,
                                    struct sl_comm_device **out, struct sl_err *why,
                                    struct sl_err *err);
-/* Before `c`. Settles, then waits a little for the others when all is well. Of several lanes on one
- * stream all are settled before the first is closed. */
+/* Before `c`, and in an orderly end after a barrier of it: who goes before others have what they
+ * wait for is lost to them. Settles, then waits a little for the others when all is well. Of
+ * several lanes on one stream all are settled before the first is closed. */
 void sl_comm_device_close(struct sl_comm_device *d);
 
 /* As those of comm.h, with counts in bytes. */
