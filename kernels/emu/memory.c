@@ -104,5 +104,6 @@ void emu_copy_wait(uint32_t n_left)
             emu_race_copied(w, &l->copies[n]);
     }
     l->n_copies -= n;
-    memmove(l->copies, l->copies + n, l->n_copies * sizeof *l->copies);
+    if (n && l->n_copies)
+        memmove(l->copies, l->copies + n, l->n_copies * sizeof *l->copies);
 }
