@@ -13,6 +13,8 @@ static const struct {
     const char *backend, *file;
 } known[] = {{"cuda", "libsluice_cuda.so"}, {"cuda-emu", "libsluice_cuda_emu.so"}};
 
+static _Atomic(void *) handles[sizeof known / sizeof *known]; /* once loaded */
+
 static const char *file_of(const char *backend)
 {
     for (size_t i = 0; i < sizeof known / sizeof *known; i++)
@@ -61,6 +63,9 @@ static enum sl_status load(const char *backend, const char *path, const struct s
         dlclose(handle);
         return s;
     }
+    for (size_t i = 0; i < sizeof known / sizeof *known; i++)
+        if (!strcmp(backend, known[i].backend))
+            handles[i] = handle;
     *out = p;
     return SL_OK;
 }
@@ -78,4 +83,12 @@ enum sl_status sl_cuda_load(const char *name, const char *path, const struct sl_
         return sl_fail_param(err, SL_NO_MEMORY, "backend",
                              "backend %s: this program was built without %s", name, file);
     return load(name, beside, out, err);
+}
+
+void *sl_cuda_symbol(const char *name, const char *symbol)
+{
+    for (size_t i = 0; i < sizeof known / sizeof *known; i++)
+        if (!strcmp(name, known[i].backend) && handles[i])
+            return dlsym(handles[i], symbol);
+    return NULL;
 }

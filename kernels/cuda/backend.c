@@ -31,6 +31,7 @@ bool cuda_ok(struct cuda_backend *b, cudaError_t e, const char *what)
 bool cuda_enter(struct cuda_backend *b)
 {
     static _Thread_local int current = -1; /* nobody but this plug-in's backends sets it */
+    b->act_rows.x = NULL;
     if (!b->failed.status && current != b->device &&
         cuda_ok(b, cudaSetDevice(b->device), "cudaSetDevice"))
         current = b->device;
@@ -103,6 +104,7 @@ static const struct sl_backend_ops cuda_ops = {
     .tree_sum = cuda_op_tree_sum,
     .rope = cuda_op_rope,
     .kv_write = cuda_op_kv_write,
+    .rope_kv_write = cuda_op_rope_kv_write,
     .attention = cuda_op_attention,
     .silu_mul = cuda_op_silu_mul,
     .add = cuda_op_add,
@@ -179,6 +181,8 @@ static enum sl_status open_device(struct cuda_backend *b, struct sl_err *err)
         return err->status;
     }
     name_arch(&p, b->base.arch);
+    b->base.device = (uint32_t)b->device;
+    b->base.stream = b->stream;
     return SL_OK;
 }
 

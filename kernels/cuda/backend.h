@@ -30,6 +30,20 @@ struct graph {
 };
 #define GRAPHS_MAX 256
 
+/* What the scratch of linear holds: rows of x as weights of `dtype` multiply them. A norm or a silu
+ * puts its rows there on their way. Any other op may change x, so it lasts until the next one. */
+struct act_rows {
+    const float *x; /* NULL: nothing */
+    uint32_t stride, n_tok, k;
+    enum sl_dtype dtype;
+};
+
+/* The forms of activations that weights of k inputs want: bits 1 << cuda_form. */
+struct act_forms {
+    uint32_t k, forms;
+};
+#define ACT_FORMS_MAX 16
+
 struct cuda_backend {
     struct sl_backend base;
     int device;
@@ -44,6 +58,9 @@ struct cuda_backend {
     struct sl_step_limits limits; /* zeros: not yet planned */
     void *act, *attn;             /* scratch of linear and attention */
     size_t act_bytes, attn_bytes;
+    struct act_rows act_rows;
+    struct act_forms forms[ACT_FORMS_MAX];
+    uint32_t n_forms;
     uint32_t *staged;       /* device [stage_words] */
     uint32_t *stage_pinned; /* [limits.n_stages, stage_words] */
     size_t stage_words;
@@ -52,6 +69,12 @@ struct cuda_backend {
     struct graph *graphs; /* [GRAPHS_MAX] */
     uint32_t graph_at;    /* the next one to give up */
 };
+
+/* Block formats share the int8 form. */
+static inline enum sl_dtype cuda_form(enum sl_dtype dtype)
+{
+    return sl_dtype_row(dtype)->block_elems > 1 ? SL_Q8_0 : dtype;
+}
 
 static inline struct cuda_backend *cuda_of(struct sl_backend *b)
 {
@@ -64,7 +87,8 @@ static inline struct cuda_backend *cuda_of(struct sl_backend *b)
 bool cuda_ok(struct cuda_backend *b, cudaError_t e, const char *what);
 /* The same without noting it. */
 enum sl_status cuda_status(int device, cudaError_t e, const char *what, struct sl_err *err);
-/* Makes b's device the thread's; false after a failure. First of everything that uses it. */
+/* Makes b's device the thread's, and forgets act_rows; false after a failure. First of everything
+ * that uses it. */
 bool cuda_enter(struct cuda_backend *b);
 enum sl_status cuda_plugin_open(const struct sl_cuda_config *cfg, struct sl_backend **out,
                                 struct sl_err *err);
@@ -134,6 +158,8 @@ void cuda_op_rope(struct sl_backend *base, const struct sl_rope *rope, float *x,
 void cuda_op_kv_write(struct sl_backend *base, struct sl_kv *kv, uint32_t layer,
                       const struct sl_batch *batch, const float *k, const float *v,
                       uint32_t stride);
+void cuda_op_rope_kv_write(struct sl_backend *base, const struct sl_rope *rope, struct sl_kv *kv,
+                           uint32_t layer, const struct sl_batch *batch, const struct sl_qkv *x);
 void cuda_op_attention(struct sl_backend *base, const struct sl_kv *kv, uint32_t layer,
                        const struct sl_batch *batch, const struct sl_attn *a, const float *q,
                        float *out);

@@ -23,12 +23,38 @@ void cuda_op_embed(struct sl_backend *base, const struct sl_weight_src *table, c
                 "embed");
 }
 
+/* The form that all weights of k inputs want, if the scratch can take such rows; else SL_F32. */
+static enum sl_dtype form_wanted(const struct cuda_backend *b, uint32_t n_tok, uint32_t k)
+{
+    for (uint32_t i = 0; i < b->n_forms; i++)
+        for (int t = 0; t < SL_N_DTYPE; t++)
+            if (b->forms[i].k == k && b->forms[i].forms == 1u << t && n_tok <= b->limits.n_tok &&
+                cuda_act_bytes((enum sl_dtype)t, n_tok, k) <= b->act_bytes)
+                return (enum sl_dtype)t;
+    return SL_F32;
+}
+
+/* `out` has just been written, and so was the scratch unless `form` is SL_F32. */
+static void remember(struct cuda_backend *b, const float *out, uint32_t n_tok, uint32_t k,
+                     enum sl_dtype form)
+{
+    if (form != SL_F32)
+        b->act_rows =
+            (struct act_rows){.x = out, .stride = k, .n_tok = n_tok, .k = k, .dtype = form};
+}
+
 void cuda_op_rms_norm(struct sl_backend *base, const float *x, const float *w, float eps,
                       uint32_t n_tok, uint32_t dim, float *out)
 {
     struct cuda_backend *b = ready(base);
-    if (b)
-        cuda_ok(b, cuda_rms_norm(b->stream, x, w, eps, n_tok, dim, out), "rms_norm");
+    if (!b)
+        return;
+    enum sl_dtype form = form_wanted(b, n_tok, dim);
+    cudaError_t e = form == SL_F32
+                        ? cuda_rms_norm(b->stream, x, w, eps, n_tok, dim, out)
+                        : cuda_norm_quantize(b->stream, form, x, w, eps, n_tok, dim, out, b->act);
+    if (cuda_ok(b, e, "rms_norm"))
+        remember(b, out, n_tok, dim, form);
 }
 
 /* Rows of one call of the kernels: as many as the scratch was planned for. */
@@ -55,13 +81,29 @@ struct linear_call {
     size_t plane;
 };
 
-static void run_linear(struct cuda_backend *b, const struct linear_call *c)
+static bool holds(const struct act_rows *a, const struct linear_call *c)
+{
+    return a->x == c->x && (a->stride == c->x_stride || c->n_tok == 1) && a->n_tok >= c->n_tok &&
+           a->k == c->w->k && cuda_form(a->dtype) == cuda_form(c->w->dtype);
+}
+
+/* Does the product leave its x as it is? */
+static bool keeps_x(const struct linear_call *c)
+{
+    const float *x_end = c->x + (size_t)(c->n_tok - 1) * c->x_stride + c->w->k;
+    const float *out_end =
+        c->out + (c->parts->n - 1) * c->plane + (size_t)(c->n_tok - 1) * c->out_stride + c->w->n;
+    return (uintptr_t)out_end <= (uintptr_t)c->x || (uintptr_t)c->out >= (uintptr_t)x_end;
+}
+
+/* `have`: what the scratch holds. */
+static void run_linear(struct cuda_backend *b, const struct linear_call *c, struct act_rows have)
 {
     uint32_t step = rows_at_once(b, c->w);
     for (uint32_t row = 0; step && row < c->n_tok && !b->failed.status; row += step) {
         uint32_t n = min_u32(step, c->n_tok - row);
         const float *x = c->x + (size_t)row * c->x_stride;
-        if (c->w->dtype != SL_F32)
+        if (c->w->dtype != SL_F32 && (row > 0 || !holds(&have, c)))
             cuda_ok(b, cuda_quantize(b->stream, c->w->dtype, x, c->x_stride, n, c->w->k, b->act),
                     "quantize");
         if (!b->failed.status)
@@ -71,12 +113,19 @@ static void run_linear(struct cuda_backend *b, const struct linear_call *c)
                                 c->plane),
                     "linear");
     }
+    if (c->n_tok && step >= c->n_tok && c->w->dtype != SL_F32 && keeps_x(c))
+        b->act_rows = (struct act_rows){.x = c->x,
+                                        .stride = c->x_stride,
+                                        .n_tok = c->n_tok,
+                                        .k = c->w->k,
+                                        .dtype = c->w->dtype};
 }
 
 void cuda_op_linear(struct sl_backend *base, const struct sl_weight *w, const float *x,
                     uint32_t x_stride, uint32_t n_tok, const float *bias, bool accumulate, float *y,
                     uint32_t y_stride)
 {
+    struct act_rows have = cuda_of(base)->act_rows;
     struct cuda_backend *b = ready(base);
     const struct cuda_packed *p = w->data;
     sl_assert(w->slices.n == w->slices.total);
@@ -90,12 +139,13 @@ void cuda_op_linear(struct sl_backend *base, const struct sl_weight *w, const fl
                             .out = y,
                             .out_stride = y_stride};
     if (b)
-        run_linear(b, &c);
+        run_linear(b, &c, have);
 }
 
 void cuda_op_linear_partial(struct sl_backend *base, const struct sl_weight *w, const float *x,
                             uint32_t x_stride, uint32_t n_tok, float *out)
 {
+    struct act_rows have = cuda_of(base)->act_rows;
     struct cuda_backend *b = ready(base);
     const struct cuda_packed *p = w->data;
     struct linear_call c = {.w = &p->w,
@@ -107,7 +157,7 @@ void cuda_op_linear_partial(struct sl_backend *base, const struct sl_weight *w, 
                             .out_stride = w->n,
                             .plane = (size_t)n_tok * w->n};
     if (b)
-        run_linear(b, &c);
+        run_linear(b, &c, have);
 }
 
 void cuda_op_tree_sum(struct sl_backend *base, const struct sl_tree *tree, const float *parts,
@@ -165,6 +215,21 @@ void cuda_op_kv_write(struct sl_backend *base, struct sl_kv *kv, uint32_t layer,
         cuda_ok(b, cuda_kv_write(b->stream, &to, &rows, k, v, stride), "kv_write");
 }
 
+void cuda_op_rope_kv_write(struct sl_backend *base, const struct sl_rope *rope, struct sl_kv *kv,
+                           uint32_t layer, const struct sl_batch *batch, const struct sl_qkv *x)
+{
+    struct cuda_backend *b = ready(base);
+    struct cuda_kv to = layer_of(kv, layer);
+    struct cuda_batch rows = batch_of(batch);
+    const struct cuda_rotary by = {rope->kind == SL_ROPE_NEOX, rope->n_rot, rope->cos, rope->sin};
+    sl_assert(rope->n_rot <= kv->cfg.head_dim && rope->n_rot % 2 == 0);
+    if (b)
+        cuda_ok(
+            b,
+            cuda_rope_kv_write(b->stream, &by, &to, &rows, x->q, x->n_heads, x->k, x->v, x->stride),
+            "rope_kv_write");
+}
+
 static bool attention_fits(struct cuda_backend *b, const struct cuda_batch *rows, size_t bytes)
 {
     if (bytes <= b->attn_bytes)
@@ -195,8 +260,14 @@ void cuda_op_silu_mul(struct sl_backend *base, const float *gu, uint32_t n_tok, 
                       float *out)
 {
     struct cuda_backend *b = ready(base);
-    if (b)
-        cuda_ok(b, cuda_silu_mul(b->stream, gu, n_tok, dim, out), "silu_mul");
+    if (!b)
+        return;
+    enum sl_dtype form = form_wanted(b, n_tok, dim);
+    cudaError_t e = form == SL_F32
+                        ? cuda_silu_mul(b->stream, gu, n_tok, dim, out)
+                        : cuda_silu_quantize(b->stream, form, gu, n_tok, dim, out, b->act);
+    if (cuda_ok(b, e, "silu_mul"))
+        remember(b, out, n_tok, dim, form);
 }
 
 void cuda_op_add(struct sl_backend *base, float *x, const float *y, size_t n)

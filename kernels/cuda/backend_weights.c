@@ -156,6 +156,19 @@ static bool write_tail(struct cuda_backend *b, const struct sl_weight *w, uint8_
                    "cudaMemcpyAsync of slices");
 }
 
+/* So that norms know what their rows are for. */
+static void note_form(struct cuda_backend *b, const struct sl_weight *w)
+{
+    uint32_t i = 0;
+    while (i < b->n_forms && b->forms[i].k != w->k)
+        i++;
+    if (i == ACT_FORMS_MAX)
+        return;
+    b->n_forms += i == b->n_forms;
+    b->forms[i].k = w->k;
+    b->forms[i].forms |= 1u << cuda_form(w->dtype);
+}
+
 enum sl_status cuda_op_weight_pack(struct sl_backend *base, const struct sl_weight_src *src,
                                    uint32_t n_src, const struct sl_slices *slices,
                                    struct sl_weight *out, struct sl_err *err)
@@ -185,6 +198,7 @@ enum sl_status cuda_op_weight_pack(struct sl_backend *base, const struct sl_weig
         free(p);
         return err->status;
     }
+    note_form(b, &w);
     w.data = p;
     *out = w;
     return SL_OK;

@@ -56,8 +56,15 @@ size_t cuda_act_bytes(enum sl_dtype dtype, uint32_t n_tok, uint32_t k);
  * of one format and k. */
 cudaError_t cuda_quantize(cudaStream_t s, enum sl_dtype dtype, const float *x, uint32_t x_stride,
                           uint32_t n_tok, uint32_t k, void *act);
+/* cuda_rms_norm and cuda_silu_mul, whose rows become activations as well: one launch for two. */
+cudaError_t cuda_norm_quantize(cudaStream_t s, enum sl_dtype dtype, const float *x, const float *w,
+                               float eps, uint32_t n_tok, uint32_t dim, float *out, void *act);
+cudaError_t cuda_silu_quantize(cudaStream_t s, enum sl_dtype dtype, const float *gu, uint32_t n_tok,
+                               uint32_t dim, float *out, void *act);
 /* out [parts->n, n_tok, w->n] of row stride out_stride and part stride `plane`, floats; bias [w->n]
- * or NULL; with accumulate the former out is added last. f32 weights read x, others `act`. */
+ * or NULL; with accumulate the former out is added last. f32 weights read x, others `act`.
+ * f16 and bf16: products come 16 inputs at a time, counted from the weight's first, so ranks agree
+ * where slices' borders are multiples of 16; for f16, activations beyond 65504 are infinite. */
 cudaError_t cuda_linear(cudaStream_t s, const struct cuda_weight *w, const float *x,
                         uint32_t x_stride, const void *act, uint32_t n_tok,
                         const struct cuda_parts *parts, const float *bias, bool accumulate,

@@ -1,12 +1,9 @@
-/* Into the linear kernels' layouts (tile.cuh): weights once at load, activations before every
- * product. Packing moves words, whichever rows a call brings; it runs at load and is bound by the
- * copy to the device. Quantising reads 4 bytes an element and writes 1; its arithmetic is that of
- * num.h. */
+/* Weights into the linear kernels' layouts (tile.cuh), at load: moves words, whichever rows a call
+ * brings, and is bound by the copy to the device. */
 #include "cuda/launch.h"
 
 #include "cuda/dev.cuh"
 #include "cuda/tile.cuh"
-#include "num.h"
 
 namespace {
 
@@ -96,9 +93,10 @@ template <sl_dtype T> __global__ void pack_tiles(const pack_args a)
             for (uint32_t w = t; w < (tile_is_q4(T) ? 4u : 8u); w += 4)
                 *reinterpret_cast<uint32_t *>(to + tile_word_at(T, r, block, w)) =
                     source_word<T>(a, row, pair * 2 + block, w);
-            if (t < tile_scale_row(T) / 8)
-                *reinterpret_cast<uint16_t *>(to + tile_scale_at(T, r, block, t)) =
-                    source_scale<T>(a, row, pair * 2 + block, t);
+            if constexpr (tile_is_quant(T))
+                if (t < tile_scale_row(T) / 8)
+                    *reinterpret_cast<uint16_t *>(to + tile_scale_at(T, r, block, t)) =
+                        source_scale<T>(a, row, pair * 2 + block, t);
         }
     }
 }
@@ -119,89 +117,6 @@ __global__ void pack_f32(const pack_args a)
             v[j] = row < a.n && k0 + j < a.k + MUTANT(PACK_TAIL) ? from[j] : 0.0f;
         *reinterpret_cast<float4 *>(a.data + tile_f32_at(a.k, row, k0)) =
             make_float4(v[0], v[1], v[2], v[3]);
-    }
-}
-
-struct act_args {
-    const float *x;
-    uint32_t x_stride, n_tok, k;
-    uint8_t *act;
-};
-
-__device__ __forceinline__ float larger(float a, float b)
-{
-    return a > b ? a : b;
-}
-
-/* Four elements of a block as bytes; *sum of them is the lane's. */
-__device__ __forceinline__ uint32_t round_bytes(const float v[4], float id, int32_t *sum)
-{
-    uint32_t word = 0;
-    *sum = 0;
-    for (int j = 0; j < 4; j++) {
-        int32_t q = __float2int_rn(v[j] * id);
-        q = q > 127 ? 127 : q < -127 ? -127 : q;
-        *sum += q;
-        word |= ((uint32_t)q & 255) << 8 * j;
-    }
-    return word;
-}
-
-/* One warp four blocks of a row, 8 lanes a block, 4 elements a lane. */
-__global__ void quantize_int8(const act_args a)
-{
-    uint32_t n_pairs = tile_pairs(SL_Q8_0, a.k), groups = tile_ceil(n_pairs, 2);
-    uint32_t lane = threadIdx.x % 32;
-    size_t end = (size_t)a.n_tok * groups;
-    for (size_t i = first_thread() / 32; i < end; i += thread_step() / 32) {
-        uint32_t tok = (uint32_t)(i / groups), block = (uint32_t)(i % groups) * 4 + lane / 8;
-        uint32_t at = block * 32 + lane % 8 * 4;
-        const float *x = a.x + (size_t)tok * a.x_stride + at;
-        float v[4], amax = 0.0f, poison = 0.0f;
-        for (int j = 0; j < 4; j++) {
-            v[j] = at < a.k ? x[j] : 0.0f;
-            amax = larger(fabsf(v[j]), amax);
-            poison += v[j] * 0.0f; /* NaN exactly for NaN and infinity */
-        }
-        for (int m = MUTANT(QUANT_BLOCK) ? 2 : 4; m; m /= 2) {
-            amax = larger(amax, __shfl_xor_sync(FULL_WARP, amax, m));
-            poison += __shfl_xor_sync(FULL_WARP, poison, m);
-        }
-        bool bad = poison != 0.0f;
-        float d = bad ? __uint_as_float(0x7fc00000u) : amax / 127.0f, id = 0.0f;
-        if (d < SL_TINY_D)
-            d = 0.0f;
-        else if (!bad)
-            id = 1.0f / d;
-        int32_t sum = 0;
-        uint32_t word = bad ? 0 : round_bytes(v, id, &sum);
-        for (int m = 4; m; m /= 2)
-            sum += __shfl_xor_sync(FULL_WARP, sum, m);
-        if (block >= 2 * n_pairs)
-            continue;
-        uint8_t *to = a.act + tile_act_pair_at(SL_Q8_0, n_pairs, tok / TILE_TOK, block / 2);
-        *reinterpret_cast<uint32_t *>(to + tile_act_word_at(tok, block % 2, lane % 8)) = word;
-        if (lane % 8 < 2)
-            *reinterpret_cast<float *>(to + tile_act_scale_at(tok, block % 2, lane % 8)) =
-                lane % 8 ? d * (float)sum : d;
-    }
-}
-
-/* A thread a word: two elements, rounded to the weight's format; zeros past the end. */
-template <sl_dtype T> __global__ void round_16(const act_args a)
-{
-    uint32_t n_pairs = tile_pairs(T, a.k), words = n_pairs * 16;
-    size_t end = (size_t)a.n_tok * words;
-    for (size_t i = first_thread(); i < end; i += thread_step()) {
-        uint32_t tok = (uint32_t)(i / words), w = (uint32_t)(i % words);
-        const float *x = a.x + (size_t)tok * a.x_stride;
-        uint32_t word = 0;
-        for (uint32_t j = 0; j < 2; j++) {
-            float v = 2 * w + j < a.k + MUTANT(ROUND_TAIL) ? x[2 * w + j] : 0.0f;
-            word |= (uint32_t)(T == SL_F16 ? dev_to_f16(v) : dev_to_bf16(v)) << 16 * j;
-        }
-        uint8_t *to = a.act + tile_act_pair_at(T, n_pairs, tok / TILE_TOK, w / 16);
-        *reinterpret_cast<uint32_t *>(to + tile_act_word_at(tok, w / 8 % 2, w % 8)) = word;
     }
 }
 
@@ -244,29 +159,4 @@ cudaError_t cuda_pack(cudaStream_t s, enum sl_dtype dtype, uint32_t n, uint32_t 
     default:
         return cudaErrorInvalidValue;
     }
-}
-
-size_t cuda_act_bytes(enum sl_dtype dtype, uint32_t n_tok, uint32_t k)
-{
-    if (dtype == SL_F32)
-        return 0;
-    return tile_act_pair_at(dtype, tile_pairs(dtype, k), tile_ceil(n_tok, TILE_TOK), 0);
-}
-
-cudaError_t cuda_quantize(cudaStream_t s, enum sl_dtype dtype, const float *x, uint32_t x_stride,
-                          uint32_t n_tok, uint32_t k, void *act)
-{
-    act_args a = {x, x_stride, n_tok, k, (uint8_t *)act};
-    if (n_tok == 0)
-        return cudaSuccess;
-    if (tile_is_quant(dtype)) {
-        size_t warps = (size_t)n_tok * tile_ceil(tile_pairs(dtype, k), 2);
-        return KLAUNCH(quantize_int8, dim3(grid_of(warps * 32)), dim3(THREADS), 0, s, a);
-    }
-    dim3 grid(grid_of((size_t)n_tok * tile_pairs(dtype, k) * 16));
-    if (dtype == SL_F16)
-        return KLAUNCH(round_16<SL_F16>, grid, dim3(THREADS), 0, s, a);
-    if (dtype == SL_BF16)
-        return KLAUNCH(round_16<SL_BF16>, grid, dim3(THREADS), 0, s, a);
-    return cudaErrorInvalidValue;
 }

@@ -67,7 +67,9 @@
     X(pack_tiles, PACK_ROWS, "rows of the second half shifted by one", WRONG)                      \
     X(pack_f32, PACK_TAIL, "an input past the row's end", BOUNDS)                                  \
     X(quantize_int8, QUANT_BLOCK, "half a block's maximum", WRONG)                                 \
-    X(round_16, ROUND_TAIL, "an input past the row's end", BOUNDS)
+    X(round_16, ROUND_TAIL, "an input past the row's end", BOUNDS)                                 \
+    X(norm_quantize, NORM_ACT_ROW, "activations of the row after", WRONG)                          \
+    X(silu_quantize, SILU_ACT_UP, "the element before the gate's partner", WRONG)
 
 enum kernel_mutant {
     KERNEL_MUTANT_NONE,

@@ -5,18 +5,11 @@
  * or computed. At 4 clocks an addition that is n / 4 clocks a row: 0.6 us for a norm of 4096, 38 us
  * for 256k logits at 1.7 GHz. */
 #include "cuda/launch.h"
-#include "cuda/math.cuh"
-
-enum { BLOCK = 256, QUAD = 4 };
+#include "cuda/rows.cuh"
 
 static uint32_t blocks_of(size_t n_threads)
 {
     return (uint32_t)((n_threads + BLOCK - 1) / BLOCK);
-}
-
-__host__ __device__ static inline bool is_aligned(const void *p)
-{
-    return (uintptr_t)p % 16 == 0;
 }
 
 /* Rows of n elements cut into quads, one a thread. */
@@ -37,32 +30,6 @@ __device__ static bool quad_of_thread(uint32_t n_rows, uint32_t n, quad *q)
 static uint32_t quad_blocks(uint32_t n_rows, uint32_t n)
 {
     return blocks_of((size_t)n_rows * ((n + QUAD - 1) / QUAD));
-}
-
-__device__ static float4 load_quad(const float *p, uint32_t n)
-{
-    if (n == QUAD && is_aligned(p))
-        return *reinterpret_cast<const float4 *>(p);
-    float4 v = make_float4(p[0], 0.0f, 0.0f, 0.0f);
-    v.y = n > 1 ? p[1] : 0.0f;
-    v.z = n > 2 ? p[2] : 0.0f;
-    v.w = n > 3 ? p[3] : 0.0f;
-    return v;
-}
-
-__device__ static void store_quad(float *p, uint32_t n, float4 v)
-{
-    if (n == QUAD && is_aligned(p)) {
-        *reinterpret_cast<float4 *>(p) = v;
-        return;
-    }
-    p[0] = v.x;
-    if (n > 1)
-        p[1] = v.y;
-    if (n > 2)
-        p[2] = v.z;
-    if (n > 3)
-        p[3] = v.w;
 }
 
 /* ---- embedding ---- */
@@ -163,42 +130,12 @@ cudaError_t cuda_embed(cudaStream_t s, enum sl_dtype dtype, const void *table, u
 
 /* ---- norm ---- */
 
-enum { NORM_TILE = 4096 };
-
-/* Lane's own chain over [first, n) of the tile, whose groups of 16 lie one behind the other. */
-__device__ static float square_chain(const float *tile, uint32_t lane, uint32_t n, float acc)
-{
-    uint32_t i = lane;
-    UNROLL_BY(8)
-    for (; i < n; i += 16)
-        acc = __fmaf_rn(tile[i], tile[i], acc);
-    return acc;
-}
-
 static __global__ void __launch_bounds__(BLOCK)
     rms_norm(const float *x, const float *w, float eps, uint32_t dim, float *out)
 {
-    SHARED_ARRAY(float, tile, NORM_TILE);
-    SHARED_ARRAY(float, shared_r, 1);
     const float *row = x + (size_t)blockIdx.x * dim;
     float *to = out + (size_t)blockIdx.x * dim;
-    float acc = 0.0f;
-    for (uint32_t first = 0; first < dim; first += NORM_TILE) {
-        uint32_t n = min(dim - first, (uint32_t)NORM_TILE);
-        for (uint32_t i = threadIdx.x * QUAD; i < n; i += BLOCK * QUAD)
-            store_quad(tile + i, QUAD, load_quad(row + first + i, min(n - i, (uint32_t)QUAD)));
-        UNLESS(NORM_FILL_BARRIER) __syncthreads();
-        if (threadIdx.x < 16)
-            acc = square_chain(tile, threadIdx.x, n - MUTANT(NORM_TAIL), acc);
-        UNLESS(NORM_REUSE_BARRIER) __syncthreads();
-    }
-    if (threadIdx.x < 32) {
-        float ss = math_fold_sum(acc);
-        if (threadIdx.x == 0)
-            *shared_r = 1.0f / __fsqrt_rn(ss / (float)dim + eps);
-    }
-    UNLESS(NORM_SCALE_BARRIER) __syncthreads();
-    float r = *shared_r;
+    float r = norm_scale(row, dim, eps);
     for (uint32_t i = threadIdx.x * QUAD; i < dim; i += BLOCK * QUAD) {
         uint32_t n = min(dim - i, (uint32_t)QUAD);
         float4 a = load_quad(row + i, n), b = load_quad(w + i, n);
@@ -256,11 +193,6 @@ cudaError_t cuda_rope(cudaStream_t s, bool neox, uint32_t n_rot, const float *co
 }
 
 /* ---- elementwise ---- */
-
-__device__ static float silu_times(float g, float u)
-{
-    return g / (1.0f + math_exp(-g)) * u;
-}
 
 static __global__ void silu_mul(const float *gu, uint32_t n_tok, uint32_t dim, float *out)
 {

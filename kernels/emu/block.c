@@ -169,6 +169,16 @@ void emu_break_access(uint32_t lane, const void *pc, const char *what)
     stop(w);
 }
 
+void emu_break_lane(uint32_t lane, const char *what)
+{
+    struct worker *w = emu_worker;
+    char place[256];
+    snprintf(place, sizeof place, "%s:%d", w->lanes[lane].at.file, w->lanes[lane].at.line);
+    size_t n = tell_who(w, place, lane);
+    snprintf(w->report + n, sizeof w->report - n, "%s", what);
+    stop(w);
+}
+
 /* ---- barriers ---- */
 
 static void check_same_site(struct worker *w, enum lane_state state, uint32_t id,
@@ -248,6 +258,7 @@ void emu_collective(const char *kind, uint32_t mask, emu_collective_fn *fn, void
     me->mask = mask;
     me->ctx = ctx;
     me->pc = __builtin_return_address(0);
+    me->at = at;
     if (((warp->waiting | bit) & mask) != mask) {
         warp->waiting |= bit;
         sleep_at(w, LANE_AT_COLLECTIVE, at);

@@ -90,4 +90,7 @@ enum block_end emu_block_run(struct worker *w);
 /* A break by an access of lane `lane`, which the current one may have done for it. */
 void emu_break_access(uint32_t lane, const void *pc, const char *what) __attribute__((noreturn));
 
+/* The same by what the lane's collective does. */
+void emu_break_lane(uint32_t lane, const char *what) __attribute__((noreturn));
+
 #endif

@@ -5,6 +5,7 @@
 #include <elf.h>
 #include <fcntl.h>
 #include <link.h>
+#include <pthread.h>
 #include <spawn.h>
 #include <stdint.h>
 #include <stdio.h>
@@ -13,6 +14,8 @@
 #include <unistd.h>
 
 #include "emu/race.h"
+
+enum { KNOWN_MAX = 509 };
 
 /* Our own inlined functions, around which the kernel's line is wanted. */
 static bool is_ours(const char *place)
@@ -33,7 +36,9 @@ static bool choose_line(FILE *f, char *text, size_t max)
         any = true;
         chosen = !is_ours(line);
         const char *name = strrchr(line, '/');
-        snprintf(text, max, "%s", name ? name + 1 : line);
+        size_t n = strnlen(name ? name + 1 : line, max - 1);
+        memcpy(text, name ? name + 1 : line, n);
+        text[n] = 0;
     }
     return any;
 }
@@ -68,7 +73,7 @@ static bool ask(const char *module, uintptr_t offset, char *text, size_t max)
     return ok;
 }
 
-void emu_pc_text(const void *pc, char *text, size_t max)
+static void look_up(const void *pc, char *text, size_t max)
 {
     Dl_info info;
     uintptr_t at = (uintptr_t)pc - 1; /* in the call, not behind it */
@@ -84,6 +89,24 @@ void emu_pc_text(const void *pc, char *text, size_t max)
         module = link; /* the program, by the name it was started with */
     if (!ask(module, offset, text, max))
         snprintf(text, max, "%s+0x%zx", module, (size_t)offset);
+}
+
+/* What was asked before; starting a program takes longer than many a launch. */
+void emu_pc_text(const void *pc, char *text, size_t max)
+{
+    static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
+    static struct {
+        const void *pc;
+        char text[120];
+    } known[KNOWN_MAX];
+    size_t i = ((uintptr_t)pc >> 1) % KNOWN_MAX;
+    pthread_mutex_lock(&lock);
+    if (known[i].pc != pc) {
+        look_up(pc, known[i].text, sizeof known[i].text);
+        known[i].pc = pc;
+    }
+    snprintf(text, max, "%s", known[i].text);
+    pthread_mutex_unlock(&lock);
 }
 
 /* ---- a module's own data ---- */

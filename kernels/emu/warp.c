@@ -69,9 +69,7 @@ static void look_at_row(int i, const void *row)
     uint32_t lane = w->current / EMU_WARP * EMU_WARP + (uint32_t)i;
     size_t at = (size_t)((uintptr_t)row - (uintptr_t)w->smem);
     if (at % 16 || at + 16 > w->smem_used || at > w->smem_used)
-        emu_break_access(lane, w->lanes[lane].pc,
-                         "ldmatrix: not a row of 16 bytes, aligned to "
-                         "that, in shared memory");
+        emu_break_lane(lane, "ldmatrix: not a row of 16 bytes, aligned to that, in shared memory");
     if (w->race)
         emu_race_access(w, lane, row, 16, 0, w->lanes[lane].pc);
 }

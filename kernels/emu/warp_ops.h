@@ -42,10 +42,14 @@ cudaError_t emu_enqueue(cudaStream_t stream, const char *name, void (*run)(void 
                         size_t bytes, dim3 grid, dim3 block, size_t smem);
 }
 
+/* Whose calls the detector knows by the address they return to: that of the kernel's line, also where
+ * nothing else is inlined. */
+#define EMU_IN_PLACE static inline __attribute__((always_inline))
+
 #define dev_copy16(...) emu_copy<16>(EMU_HERE, __VA_ARGS__)
 #define dev_copy4(...)  emu_copy<4>(EMU_HERE, __VA_ARGS__)
 template <uint32_t N>
-static inline void emu_copy(emu_site at, void *to, const void *from, uint32_t n = N)
+EMU_IN_PLACE void emu_copy(emu_site at, void *to, const void *from, uint32_t n = N)
 {
     emu_copy_async(to, from, n, N - n, at);
 }
@@ -62,7 +66,7 @@ template <int N> static inline void dev_copy_wait() { emu_copy_wait(N); }
 
 #define dev_barrier(id, n) emu_named_barrier(id, n, EMU_HERE)
 
-static inline void emu_ldm(uint32_t *r, const void *row, int n, bool trans, emu_site at)
+EMU_IN_PLACE void emu_ldm(uint32_t *r, const void *row, int n, bool trans, emu_site at)
 {
     emu_ldmatrix s = {row, r, n, trans};
     emu_collective("ldmatrix", 0xffffffffu, emu_do_ldmatrix, &s, at);
@@ -117,7 +121,7 @@ static inline float emu_max(float v, emu_site at)
 #define dev_warp_max(v) emu_max(v, EMU_HERE)
 
 #define dev_load16(p) emu_load16(p, EMU_HERE)
-static inline uint4 emu_load16(const void *p, emu_site at)
+EMU_IN_PLACE uint4 emu_load16(const void *p, emu_site at)
 {
     if (reinterpret_cast<uintptr_t>(p) % 16)
         emu_break(at, "16 bytes read from %p", p);

@@ -5,6 +5,7 @@
 #include <sluice/base/limits.h>
 #include <sluice/base/log.h>
 #include <sluice/base/time.h>
+#include <sluice/kernels/cuda.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -132,6 +133,13 @@ static uint64_t config_hash(const struct sl_engine *e, const struct wire_limits 
     return sl_hash64(l, sizeof *l, hash);
 }
 
+static const struct sl_comm_lane_ops *lane_of(void *symbol)
+{
+    sl_comm_lane_entry *entry;
+    memcpy(&entry, &symbol, sizeof entry); /* C has no cast from data to functions */
+    return entry();
+}
+
 static enum sl_status open_group(struct sl_engine *e, const struct sl_engine_config *cfg,
                                  struct sl_err *err)
 {
@@ -149,6 +157,9 @@ static enum sl_status open_group(struct sl_engine *e, const struct sl_engine_con
         return s;
     if ((s = sl_exchange_bind(e->group, e->backend, sl_model_exchange_floats(e->model), err)))
         return s;
+    void *entry = sl_cuda_symbol(e->backend->ops->name, SL_COMM_LANE_ENTRY);
+    if (entry)
+        e->group->lane = lane_of(entry);
     e->gguf = cfg->gguf;
     if (cfg->n_charter) {
         if (!(e->group->charter = malloc(cfg->n_charter)))

@@ -198,7 +198,9 @@ enum sl_status sl_engine_forward(struct sl_engine *e, const struct sl_plan *plan
                                  .logits = e->out.rows,
                                  .on_layer = tells ? sl_exports_layer : NULL,
                                  .ctx = e};
-    return sl_model_forward(e->model, &e->kv, &step, e->group ? &e->group->exchange : NULL, err);
+    struct sl_exchange *x = e->group ? &e->group->exchange : NULL;
+    enum sl_status s = sl_model_forward(e->model, &e->kv, &step, x, err);
+    return s || !x ? s : sl_exchange_settle(e->group, err);
 }
 
 static enum sl_status compute(struct sl_engine *e, const struct sl_plan *plan, struct sl_err *err)

@@ -1,8 +1,9 @@
 /* The model's exchange over communicators: floats become bytes, stages become ranks.
  *
  * Tensor parallel operations run in the stage's own sub-group, pipeline transfers in the whole
- * group, between ranks of the same place within their stages. What a device holds goes through a
- * buffer of the host's: out with one copy and a wait, in with one copy. */
+ * group, between ranks of the same place within their stages. What a device holds moves on a lane
+ * between devices, in the order of its ops; where there is none, through a buffer of the host's:
+ * out with one copy and a wait, in with one copy. */
 #include "group.h"
 
 /* ---- a device's memory ---- */
@@ -60,6 +61,8 @@ static enum sl_status all_gather(void *ctx, const float *mine, float *all, const
     size_t bytes[SL_LIMIT_ranks], total = sum(counts, g->tp);
     uint32_t me = g->rank % g->tp;
     bytes_of(counts, g->tp, bytes);
+    if (g->stage_lane)
+        return sl_comm_device_all_gather(g->stage_lane, mine, all, bytes, err);
     enum sl_status s = take(g, &mine, sum(counts, me), counts[me], err);
     float *placed = place(g, all, 0, total);
     if (!s)
@@ -77,6 +80,8 @@ static enum sl_status all_to_all(void *ctx, const float *send, const size_t *sen
     size_t n_out = sum(send_counts, g->tp), n_in = sum(recv_counts, g->tp);
     bytes_of(send_counts, g->tp, out);
     bytes_of(recv_counts, g->tp, in);
+    if (g->stage_lane)
+        return sl_comm_device_all_to_all(g->stage_lane, send, out, recv, in, err);
     enum sl_status s = take(g, &send, 0, n_out, err);
     float *placed = place(g, recv, n_out, n_in);
     if (!s)
@@ -93,6 +98,8 @@ static enum sl_status gather(void *ctx, const float *mine, float *all, const siz
     size_t bytes[SL_LIMIT_ranks], total = sum(counts, g->tp);
     uint32_t me = g->rank % g->tp;
     bytes_of(counts, g->tp, bytes);
+    if (g->stage_lane)
+        return sl_comm_device_gather(g->stage_lane, 0, mine, all, bytes, err);
     enum sl_status s = take(g, &mine, all ? sum(counts, me) : 0, counts[me], err);
     float *placed = place(g, all, 0, total);
     if (!s)
@@ -111,6 +118,8 @@ static enum sl_status send_to(void *ctx, uint32_t stage, const float *data, size
                               struct sl_err *err)
 {
     struct group *g = ctx;
+    if (g->comm_lane)
+        return sl_comm_device_send(g->comm_lane, rank_in(g, stage), data, n * sizeof *data, err);
     enum sl_status s = take(g, &data, 0, n, err);
     return s ? s : sl_comm_send(g->comm, rank_in(g, stage), data, n * sizeof *data, err);
 }
@@ -120,6 +129,8 @@ static enum sl_status recv_from(void *ctx, uint32_t stage, float *data, size_t n
 {
     struct group *g = ctx;
     const float *none = data;
+    if (g->comm_lane)
+        return sl_comm_device_recv(g->comm_lane, rank_in(g, stage), data, n * sizeof *data, err);
     enum sl_status s = take(g, &none, 0, 0, err);
     float *placed = place(g, data, 0, n);
     if (!s)
@@ -133,6 +144,15 @@ static void progress(void *ctx)
 {
     struct group *g = ctx;
     sl_comm_progress(g->comm);
+    if (g->stage_lane || g->comm_lane)
+        sl_comm_device_progress(g->stage_lane ? g->stage_lane : g->comm_lane);
+}
+
+enum sl_status sl_exchange_settle(struct group *g, struct sl_err *err)
+{
+    enum sl_status s = g->stage_lane ? sl_comm_device_settle(g->stage_lane, err) : SL_OK;
+    enum sl_status t = g->comm_lane ? sl_comm_device_settle(g->comm_lane, s ? NULL : err) : SL_OK;
+    return s ? s : t; /* of both in any case: none may wait for a peer then */
 }
 
 void sl_exchange_unbind(struct group *g)

@@ -98,6 +98,7 @@ static void close_comms(struct group *g)
     struct sl_comm *comm = g->comm, *stage = g->stage;
     g->comm = g->stage = NULL;
     pthread_mutex_unlock(&g->lock);
+    sl_lanes_close(g);
     if (stage)
         sl_comm_close(stage);
     if (comm)
@@ -161,11 +162,12 @@ enum sl_status sl_group_join(struct group *g, uint32_t wait_ms, struct sl_err *e
     g->lobby = NULL;
     struct sl_comm *comm = NULL, *stage = NULL;
     enum sl_status s = sl_comm_open(&cfg, &comm, err);
-    if (!s && (s = open_stage(g, comm, &stage, err))) {
+    if (!s && !(s = open_stage(g, comm, &stage, err)))
+        s = sl_lanes_open(g, comm, stage, err);
+    if (s) {
+        sl_comm_close(stage);
         sl_comm_close(comm);
-        comm = NULL;
-    }
-    if (!s) {
+    } else {
         pthread_mutex_lock(&g->lock);
         g->comm = comm;
         g->stage = stage;

@@ -11,7 +11,7 @@
 #include <sluice/engine/engine.h>
 #include <sluice/engine/transfer.h>
 #include <sluice/model/exchange.h>
-#include <sluice/transport/comm.h>
+#include <sluice/transport/comm_device.h>
 #include <stdatomic.h>
 
 _Static_assert(SL_LIMIT_ranks == SL_COMM_RANKS_MAX, "one limit");
@@ -49,6 +49,11 @@ struct group {
 
     struct sl_comm *comm;  /* NULL while forming */
     struct sl_comm *stage; /* the tp ranks of this stage; NULL at tp 1 */
+    /* The same between devices, where all ranks have them; else both NULL. */
+    struct sl_comm_device *comm_lane;    /* at pp > 1 */
+    struct sl_comm_device *stage_lane;   /* at tp > 1 */
+    const struct sl_comm_lane_ops *lane; /* NULL: none to be had */
+    uint32_t lane_failures;              /* to open one, in a row */
     struct sl_exchange exchange;
     struct sl_backend *backend;
     float *bounce; /* [n_bounce] where a device's floats are on their way; else NULL */
@@ -107,5 +112,12 @@ bool sl_group_is_loss(enum sl_status status);
 enum sl_status sl_exchange_bind(struct group *g, struct sl_backend *b, size_t n_floats,
                                 struct sl_err *err);
 void sl_exchange_unbind(struct group *g);
+/* Between devices the exchange only enqueues: waits until all of it is done. Before anything else
+ * waits for the device. */
+enum sl_status sl_exchange_settle(struct group *g, struct sl_err *err);
+/* lanes.c: of a group whose communicators are open. Without error where there are none. */
+enum sl_status sl_lanes_open(struct group *g, struct sl_comm *comm, struct sl_comm *stage,
+                             struct sl_err *err);
+void sl_lanes_close(struct group *g);
 
 #endif

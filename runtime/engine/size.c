@@ -31,9 +31,8 @@ static enum sl_status open_cuda(const struct sl_engine_config *cfg, const char *
     cuda.device = cfg->device_given ? cfg->device : (cfg->device_turn + cfg->place.rank) % n;
     if ((s = p->open(&cuda, out, err)))
         return s;
-    if (n > 1 || cfg->place.tp * cfg->place.pp > 1)
-        sl_log(SL_LOG_INFO, "rank %u computes on device %u of %u (%s)", cfg->place.rank,
-               cuda.device, n, (*out)->arch);
+    sl_log(SL_LOG_DEBUG, "rank %u computes on device %u of %u (%s)", cfg->place.rank, cuda.device,
+           n, (*out)->arch);
     return SL_OK;
 }
 

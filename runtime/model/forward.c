@@ -113,6 +113,22 @@ static enum sl_status sum_linear(const struct pass *p, const struct group *g,
 
 /* ---- one layer ---- */
 
+/* Rotates queries and keys, and stores keys and values. */
+static void place(const struct pass *p, uint32_t l, const struct sl_batch *batch,
+                  const struct sl_qkv *x)
+{
+    struct sl_model *m = p->m;
+    const struct sl_backend_ops *ops = m->b->ops;
+    uint32_t head_dim = m->cfg.head_dim, n_tok = batch->n_tok;
+    if (ops->rope_kv_write) {
+        ops->rope_kv_write(m->b, &m->rope, p->kv, l, batch, x);
+        return;
+    }
+    ops->rope(m->b, &m->rope, x->q, x->stride, x->n_heads, head_dim, batch->pos, n_tok);
+    ops->rope(m->b, &m->rope, x->k, x->stride, m->part.kv_heads.n, head_dim, batch->pos, n_tok);
+    ops->kv_write(m->b, p->kv, l, batch, x->k, x->v, x->stride);
+}
+
 /* Q, K and V of every row into qkv, K and V into the cache. */
 static void write_kv(const struct pass *p, uint32_t l, const struct piece *piece, const float *x)
 {
@@ -126,9 +142,7 @@ static void write_kv(const struct pass *p, uint32_t l, const struct piece *piece
     float *v = k + (size_t)m->part.kv_heads.n * c->head_dim;
     ops->rms_norm(m->b, x, y->attn_norm, c->rms_eps, n_tok, c->dim, m->h);
     group_run(m, &y->qkv, m->h, c->dim, n_tok, false, m->qkv);
-    ops->rope(m->b, &m->rope, m->qkv, stride, m->part.heads.n, c->head_dim, batch->pos, n_tok);
-    ops->rope(m->b, &m->rope, k, stride, m->part.kv_heads.n, c->head_dim, batch->pos, n_tok);
-    ops->kv_write(m->b, p->kv, l, batch, k, v, stride);
+    place(p, l, batch, &(struct sl_qkv){m->qkv, k, v, m->part.heads.n, stride});
     if (p->step->on_layer)
         p->step->on_layer(p->step->ctx, l, piece->row + piece->in.batch.n_tok);
     progress(p);

@@ -4,10 +4,12 @@ costs no stream a token; whichever call of the CUDA runtime fails, the program s
 import glob
 import json
 import os
+import signal
 import tempfile
+import threading
 import unittest
 
-from harness import TINY, Router, Server, Worker, in_parallel, read_stream, run, until_true, wait_until
+from harness import SLOW, TINY, Router, Server, Worker, in_parallel, read_stream, run, until_true, wait_until
 
 EMU = ("--backend", "cuda-emu", "--max-num-seqs", "8", "--max-model-len", "512")
 CPU = ("--backend", "cpu", "--max-num-seqs", "8", "--max-model-len", "512")
@@ -60,9 +62,10 @@ class Cuda(unittest.TestCase):
     def test_figures(self):
         with Server(*EMU, model=TINY) as s:
             answers(s, 2)
-            wait_until("launches are told", lambda: s.workers()[0]["kernels"].get("rms_norm", 0) > 8)
+            wait_until("launches are told", lambda: sum(s.workers()[0]["kernels"].values()) > 100)
             w = s.workers()[0]
-            self.assertIn("rope", w["kernels"])
+            for part in "embed", "norm", "linear", "attention", "rope", "logit_stats":
+                self.assertTrue([name for name in w["kernels"] if part in name], w["kernels"])
             self.assertNotIn("ops", w["kernels"])
             self.assertEqual(w["isa"], "emulated")
             self.assertTrue(w["class"].startswith("cuda-emu/"), w["class"])
@@ -128,17 +131,56 @@ class Cuda(unittest.TestCase):
             wait_until("a worker", s.workers)
             self.assertNotIn(s.workers()[0]["pid"], pids)
 
-    def test_two_devices(self):
-        two = {"SLUICE_CUDA_EMU_DEVICES": "2"}
-        with Server(*EMU, "--tensor-parallel-size", "2", model=TINY, env=two) as s:
-            self.assertEqual(answers(s, 8), self.want)
-        with Server(*EMU, "--workers", "2", model=TINY, env=two) as s:
+    def test_two_workers(self):
+        with Server(*EMU, "--workers", "2", model=TINY, env={"SLUICE_CUDA_EMU_DEVICES": "2"}) as s:
             wait_until("2 workers", lambda: len(s.workers()) == 2)
             self.assertEqual(answers(s, 8), self.want)
-            for device in 0, 1:
-                self.assertIn(f"on device {device} of 2", s.text())
-        with Server(*EMU, "--pipeline-parallel-size", "2", model=TINY, env=two) as s:
+
+    def on_devices(self, tp, pp, **env):
+        n = {"SLUICE_CUDA_EMU_DEVICES": str(tp * pp)} | {f"SLUICE_CUDA_EMU_{k}": v for k, v in env.items()}
+        return Server(*EMU, "--tensor-parallel-size", tp, "--pipeline-parallel-size", pp,
+                      "--rank-timeout-ms", int(2000 * SLOW), model=TINY, env=n)
+
+    def test_several_devices(self):
+        """They exchange in their own memory, none through the host."""
+        for tp, pp, seed in (2, 1, "0"), (2, 1, "3"), (1, 2, "4"), (2, 2, "5"):
+            with self.subTest(tp=tp, pp=pp, seed=seed), self.on_devices(tp, pp, SEED=seed) as s:
+                self.assertEqual(answers(s, 8), self.want)
+                self.assertEqual(answers(s, 8), self.want)
+                wait_until("figures of all ranks",
+                           lambda: len(s.workers()) == tp * pp and all(w["steps"] for w in s.workers()))
+                for w in s.workers():
+                    self.assertGreater(w["comm_bytes"], 10000)
+                self.assertIn("exchange between devices", s.text())
+                self.assertNotIn("through the host", s.text())
+
+    def test_killed_rank(self):
+        """Streams stand still while the ranks come together again, and go on where they were."""
+        for rank, tp, pp in (1, 2, 1), (0, 1, 2), (1, 1, 2):
+            with self.subTest(rank=rank, tp=tp, pp=pp), self.on_devices(tp, pp) as s:
+                self.assertEqual(answers(s, 4), self.want[:4])
+                for _ in range(2):
+                    got = []
+                    t = threading.Thread(target=lambda: got.extend(answers(s, 4, max_tokens=100)))
+                    before = {w["rank"]: w for w in s.workers()}
+                    t.start()
+                    wait_until("steps", lambda: any(w["steps"] > before[w["rank"]]["steps"] + 10
+                                                    for w in s.workers() if w["rank"] in before))
+                    os.kill(before[rank]["pid"], signal.SIGKILL)
+                    t.join(60 * SLOW)
+                    self.assertEqual(got, self.want_long)
+                    wait_until("a new rank", lambda: len(s.workers()) == tp * pp and before[rank]["pid"] not in
+                               [w["pid"] for w in s.workers()])
+
+    def test_nccl_that_fails(self):
+        """Once: the ranks come together again. Whenever it starts: they go on through the host."""
+        with self.on_devices(2, 1, FAULT="ncclGroupEnd:30:ncclRemoteError:late") as s:
             self.assertEqual(answers(s, 8), self.want)
+            self.assertIn("is lost (nccl: ", s.text())
+        never = ",".join(f"ncclCommInitRankConfig:{i}:ncclInternalError" for i in range(1, 8))
+        with self.on_devices(2, 1, FAULT=never) as s:
+            self.assertEqual(answers(s, 8), self.want)
+            self.assertIn("exchange through the host", s.text())
 
 
 class Faults(unittest.TestCase):

@@ -21,13 +21,13 @@ RULES = [
                                  ban=["HMMA", "IMMA"])),
     (r"attention_long<.*", dict(need=["FFMA", "LDS.128", "LDG.128", "BAR"], ban=["HMMA", "IMMA"])),
     (r"attention_fold", dict(need=["LDG.32", "STG.32"], ban=["BAR"])),
-    (r"rms_norm|logit_stats", dict(need=["BAR"], ban=[])),
+    (r"rms_norm|logit_stats|norm_act<.*", dict(need=["BAR"], ban=[])),
     (r"silu_mul", dict(need=["LDG.128", "STG.128"], ban=["BAR"])),
-    (r"rope|rope_kv_write<.*|quantize_int8|kv_write_int8", dict(need=[], ban=["BAR"])),
+    (r"rope|rope_kv_write<.*|fill_act<.*|kv_write_int8", dict(need=[], ban=["BAR"])),
     # No FFMA: what the source has in two roundings has two here (q4_1 is d * q + m).
     (r"add|gather_rows", dict(need=["LDG.128", "STG.128"], ban=["BAR", "FFMA"])),
     (r"tree_sum", dict(need=["LDS.32", "STS.32"], ban=["BAR", "FFMA"])),
-    (r"(embed|pack_tiles|round_16|kv_write)<.*|pack_f32", dict(need=[], ban=["BAR", "FFMA"])),
+    (r"(embed|pack_tiles|kv_write)<.*|pack_f32", dict(need=[], ban=["BAR", "FFMA"])),
     (r"top_k|moe_group", dict(need=["BAR"], ban=[])),
     (r"moe_route|moe_combine", dict(need=[], ban=["BAR"])),
 ]

@@ -151,6 +151,10 @@ static void row_calls(uint32_t n_tok, uint32_t dim)
     snprintf(call, sizeof call, "rows %u x %u", n_tok, dim);
     for (size_t i = 0; i < COUNT(weights); i++)
         must(cuda_embed(NULL, weights[i], dev(), dim, dev(), n_tok, dev()));
+    for (size_t i = 1; i < COUNT(weights); i++) {
+        must(cuda_norm_quantize(NULL, weights[i], dev(), dev(), 1e-5f, n_tok, dim, dev(), dev()));
+        must(cuda_silu_quantize(NULL, weights[i], dev(), n_tok, dim, dev(), dev()));
+    }
     must(cuda_tree_sum(NULL, &tree, dev(), n_tok, dim, NULL, false, dev(), dim));
     must(cuda_rms_norm(NULL, dev(), dev(), 1e-5f, n_tok, dim, dev()));
     must(cuda_rope(NULL, true, 64, dev(), dev(), dev(), dim, dim / 64, 64, dev(), n_tok));

@@ -4,7 +4,6 @@
 #ifndef TESTS_OPS_DEVICE_H
 #define TESTS_OPS_DEVICE_H
 
-#define OPS_ON_CPU_ONLY
 #include "ops.h"
 
 #include "cuda/launch.h"

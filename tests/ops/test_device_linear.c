@@ -415,6 +415,67 @@ static void float_weights_need_no_blocks(void **state)
     scalar->ops->close(scalar);
 }
 
+enum fused { NORM, SILU };
+
+/* Both outputs of a fused kernel, or of the two it stands for; act [act_bytes] begins as 0x5a. */
+static void make_act(enum fused op, bool fused, enum sl_dtype type, uint32_t m, uint32_t k,
+                     const float *x, const float *w, float *y, void *act)
+{
+    size_t bytes = cuda_act_bytes(type, m, k);
+    memset(act, 0x5a, bytes);
+    show(x, (size_t)m * k * (op == SILU ? 2 : 1) * sizeof *x, "x");
+    show(w, k * sizeof *w, "norm");
+    show(y, (size_t)m * k * sizeof *y, "y");
+    show(act, bytes, "activations");
+    if (fused && op == NORM)
+        assert_launched(cuda_norm_quantize(NULL, type, x, w, 1e-5f, m, k, y, act));
+    else if (fused)
+        assert_launched(cuda_silu_quantize(NULL, type, x, m, k, y, act));
+    else if (op == NORM)
+        assert_launched(cuda_rms_norm(NULL, x, w, 1e-5f, m, k, y));
+    else
+        assert_launched(cuda_silu_mul(NULL, x, m, k, y));
+    if (!fused)
+        assert_launched(cuda_quantize(NULL, type, y, k, m, k, act));
+    hide(x);
+    hide(w);
+    hide(y);
+    hide(act);
+}
+
+static void fused_kernels_do_what_two_do(void **state)
+{
+    (void)state;
+    static const uint32_t widths[] = {32, 96, 576, 1000, 5000}, rows[] = {1, 3, 9};
+    for (size_t t = 1; t < sizeof types / sizeof *types; t++)
+        for (size_t i = 0; i < sizeof widths / sizeof *widths; i++)
+            for (enum fused op = NORM; op <= SILU; op++) {
+                uint32_t k = widths[i], m = rows[(i + t) % 3];
+                if (is_exact(types[t]))
+                    k = k / 32 * 32;
+                float *x = random_floats((size_t)m * k * 2, 2.0f, k),
+                      *w = random_floats(k, 1.0f, 3);
+                float *y = random_floats((size_t)m * k, 1.0f, 1),
+                      *z = random_floats((size_t)m * k, 1.0f, 2);
+                size_t bytes = cuda_act_bytes(types[t], m, k);
+                void *a = aligned_alloc(64, (bytes + 63) / 64 * 64);
+                void *b = aligned_alloc(64, (bytes + 63) / 64 * 64);
+                if (i == 1)
+                    x[k / 2] = NAN;
+                device_options.seed = (i + t) % 4 + 1;
+                make_act(op, true, types[t], m, k, x, w, y, a);
+                make_act(op, false, types[t], m, k, x, w, z, b);
+                assert_same_bits(y, z, (size_t)m * k);
+                assert_memory_equal(a, b, bytes);
+                free(x);
+                free(w);
+                free(y);
+                free(z);
+                free(a);
+                free(b);
+            }
+}
+
 static void partial_sums_add_up_as_on_the_cpu(void **state)
 {
     (void)state;
@@ -458,6 +519,7 @@ int main(void)
         cmocka_unit_test(packing_fills_the_buffer),
         cmocka_unit_test(sick_rows_stay_alone),
         cmocka_unit_test(float_weights_need_no_blocks),
+        cmocka_unit_test(fused_kernels_do_what_two_do),
         cmocka_unit_test(partial_sums_add_up_as_on_the_cpu),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

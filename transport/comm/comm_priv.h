@@ -3,10 +3,9 @@
  *
  * A backend gives every pair of ranks two byte streams (one each way) that move without blocking, a
  * way to wait for any of them, and a view of each peer's life. Everything else (heads, operations,
- * deadlines, the latch of the first failure) is written once, in ops.c and comm.c. A backend that
- * brings its own collectives (NCCL) has its place as a further table beside this one: it would be
- * opened from the same comm_join (the answer carries its id instead of addresses), share the latch,
- * and implement ops.h's operations itself instead of streams.
+ * deadlines, the latch of the first failure) is written once, in ops.c and comm.c. Devices have
+ * lanes beside it (device.c): they share the latch and the views, and bring their own collectives
+ * (NCCL) instead of streams, which the host's words would have no use for.
  *
  * Thread rule: push, pull, readable, wait, view belong to the thread of operations; publish and
  * alert may come from any thread at the same time. */
@@ -137,5 +136,19 @@ struct sl_comm {
     _Atomic uint64_t n_ops, bytes_sent, bytes_received, wait_ns;
 };
 #define COMM_TREE_FLOATS 16384
+
+/* ops.c: waiting for ranks of the net, given as bits. */
+struct comm_waiting {
+    uint64_t start_ns;
+    uint64_t from, to;
+    bool gone_before; /* somebody was already gone before the last, fruitless step */
+};
+/* Looks at the lives of those waited for and ends the group when one is lost; *oldest_ns becomes
+ * the oldest progress among them. */
+enum sl_status comm_look(struct comm_net *net, struct comm_waiting *w, uint64_t now,
+                         uint64_t *oldest_ns, struct sl_err *err);
+/* An operation that is done, and time spent waiting, counted here and in the parents. */
+void comm_count(struct sl_comm *c, uint64_t sent, uint64_t received);
+void comm_count_wait(struct sl_comm *c, uint64_t ns);
 
 #endif

@@ -164,12 +164,6 @@ static enum sl_status step_all(struct sl_comm *c, uint8_t (*heads)[WIRE_HEAD_BYT
 /* --- waiting, and giving up --------------------------------------------------------------------
  */
 
-struct waiting {
-    uint64_t start_ns;
-    uint64_t from, to; /* ranks waited for, as bits */
-    bool gone_before;  /* somebody was already gone before the last, fruitless step */
-};
-
 static enum sl_status give_up(struct comm_net *net, uint32_t peer, const struct comm_view *v,
                               uint64_t now, struct sl_err *err)
 {
@@ -191,9 +185,8 @@ static bool is_overdue(const struct comm_net *net, const struct comm_view *v, ui
     return now > v->progress_ns + limit * (waits ? 2 : 1) && now > start_ns + limit / 4;
 }
 
-/* Looks at the lives of those waited for; *oldest_ns becomes the oldest progress among them. */
-static enum sl_status look(struct comm_net *net, struct waiting *w, uint64_t now,
-                           uint64_t *oldest_ns, struct sl_err *err)
+enum sl_status comm_look(struct comm_net *net, struct comm_waiting *w, uint64_t now,
+                         uint64_t *oldest_ns, struct sl_err *err)
 {
     uint32_t gone = net->n_ranks, late = net->n_ranks;
     struct comm_view v, gone_view = {0}, late_view = {0};
@@ -221,7 +214,7 @@ static enum sl_status look(struct comm_net *net, struct waiting *w, uint64_t now
 
 /* Nothing moved: waits a slice at most. What a peer that is gone had sent is taken before it counts
  * as lost, therefore the second look. */
-static enum sl_status wait_some(struct sl_comm *c, struct waiting *w, struct sl_err *err)
+static enum sl_status wait_some(struct sl_comm *c, struct comm_waiting *w, struct sl_err *err)
 {
     struct comm_net *net = c->net;
     uint64_t now = sl_now_ns(), oldest;
@@ -231,14 +224,14 @@ static enum sl_status wait_some(struct sl_comm *c, struct waiting *w, struct sl_
     for (uint32_t i = 0; i < c->n_xfers; i++)
         if (!c->xfers[i].finished)
             *(c->xfers[i].is_recv ? &w->from : &w->to) |= (uint64_t)1 << c->xfers[i].peer;
-    enum sl_status s = look(net, w, now, &oldest, err);
+    enum sl_status s = comm_look(net, w, now, &oldest, err);
     if (s)
         return s;
     if (w->gone_before)
         return SL_OK;
     net->ops->publish(net, oldest, true);
     net->ops->wait(net, w->from, w->to, now + COMM_SLICE_MS * SL_MS_NS);
-    count(c, wait_of, sl_now_ns() - now);
+    comm_count_wait(c, sl_now_ns() - now);
     return SL_OK;
 }
 
@@ -246,7 +239,7 @@ static enum sl_status run(struct sl_comm *c, struct sl_err *err)
 {
     struct comm_net *net = c->net;
     uint8_t heads[2 * SL_COMM_RANKS_MAX][WIRE_HEAD_BYTES];
-    struct waiting w = {0};
+    struct comm_waiting w = {0};
     uint32_t left = 0;
     bool moved;
     enum sl_status s;
@@ -255,7 +248,7 @@ static enum sl_status run(struct sl_comm *c, struct sl_err *err)
             return s;
         if (moved) {
             net->ops->publish(net, sl_now_ns(), false);
-            w = (struct waiting){0};
+            w = (struct comm_waiting){0};
         } else if (left && (s = wait_some(c, &w, err))) {
             return s;
         }
@@ -263,13 +256,24 @@ static enum sl_status run(struct sl_comm *c, struct sl_err *err)
     return SL_OK;
 }
 
+void comm_count(struct sl_comm *c, uint64_t sent, uint64_t received)
+{
+    count(c, sent_of, sent);
+    count(c, received_of, received);
+    count(c, n_ops_of, 1);
+}
+
+void comm_count_wait(struct sl_comm *c, uint64_t ns)
+{
+    count(c, wait_of, ns);
+}
+
 static void count_bytes(struct sl_comm *c)
 {
     uint64_t sent = 0, received = 0;
     for (uint32_t i = 0; i < c->n_xfers; i++)
         *(c->xfers[i].is_recv ? &received : &sent) += c->xfers[i].bytes;
-    count(c, sent_of, sent);
-    count(c, received_of, received);
+    comm_count(c, sent, received);
 }
 
 static enum sl_status begin(struct sl_comm *c, struct sl_err *err)
@@ -285,7 +289,6 @@ static enum sl_status finish(struct sl_comm *c, bool collective, struct sl_err *
     if (s)
         return s;
     count_bytes(c);
-    count(c, n_ops_of, 1);
     c->n_collectives += collective;
     if (c->net->ops) {
         atomic_store(&c->net->started, true);

@@ -10,7 +10,7 @@
 
 /* Bumped with any change to this file or to op.h. The program and its plug-ins are built together;
  * this tells a stale one. */
-#define SL_CUDA_ABI 1
+#define SL_CUDA_ABI 2
 
 struct sl_cuda_config {
     uint32_t device;    /* of those the runtime shows */
@@ -33,7 +33,7 @@ struct sl_cuda_plugin {
     enum sl_status (*open)(const struct sl_cuda_config *cfg, struct sl_backend **out,
                            struct sl_err *err);
 };
-/* The plug-in's one symbol. */
+/* The plug-in's symbol for this. */
 #define SL_CUDA_ENTRY "sl_cuda_plugin"
 typedef const struct sl_cuda_plugin *sl_cuda_entry(void);
 
@@ -42,5 +42,7 @@ bool sl_cuda_is_backend(const char *name);
  * (program's folder, ../lib, ../lib/sluice). It stays loaded. SL_NO_MEMORY where there is none. */
 enum sl_status sl_cuda_load(const char *name, const char *path, const struct sl_cuda_plugin **out,
                             struct sl_err *err);
+/* What else a loaded plug-in of backend `name` gives, or NULL. */
+void *sl_cuda_symbol(const char *name, const char *symbol);
 
 #endif

@@ -142,6 +142,14 @@ struct sl_attn {
     float scale; /* softmax of scale * q.k */
 };
 
+/* Q [n_tok, n_heads, head_dim], K and V [n_tok, n_kv_heads, head_dim] of a step, rows `stride`
+ * apart.
+ */
+struct sl_qkv {
+    float *q, *k, *v;
+    uint32_t n_heads, stride;
+};
+
 struct sl_backend;
 
 /* Shapes in brackets. `b` first everywhere. Pointers to activations never alias unless said. */
@@ -172,8 +180,8 @@ struct sl_backend_ops {
 
     /* ---- a step ---- */
 
-    /* Takes the memory that steps up to `limits` need, or those of an earlier call; after the weights
-     * are packed. */
+    /* Takes the memory that steps up to `limits` need, or those of an earlier call; after the
+     * weights are packed. */
     enum sl_status (*plan)(struct sl_backend *b, const struct sl_step_limits *limits,
                            struct sl_err *err);
     size_t (*plan_bytes)(struct sl_backend *b, const struct sl_step_limits *limits);
@@ -229,6 +237,10 @@ struct sl_backend_ops {
     /* Stores k, v [n_tok, n_kv_heads, head_dim] (row stride `stride`) at their positions. */
     void (*kv_write)(struct sl_backend *b, struct sl_kv *kv, uint32_t layer,
                      const struct sl_batch *batch, const float *k, const float *v, uint32_t stride);
+    /* `rope` of q and k and `kv_write` of k and v, in one; k itself may stay as it was. NULL: call
+     * those. */
+    void (*rope_kv_write)(struct sl_backend *b, const struct sl_rope *rope, struct sl_kv *kv,
+                          uint32_t layer, const struct sl_batch *batch, const struct sl_qkv *x);
     /* Causal attention over positions 0..pos[t]. q, out [n_tok, a->n_heads, head_dim] */
     void (*attention)(struct sl_backend *b, const struct sl_kv *kv, uint32_t layer,
                       const struct sl_batch *batch, const struct sl_attn *a, const float *q,
@@ -263,6 +275,8 @@ struct sl_backend {
     bool on_device;     /* its memory is not the host's */
     enum sl_isa isa;    /* in force, on the host */
     char arch[16];      /* what computes: the isa's name, "sm_90", "emulated" */
+    uint32_t device;    /* its number, and the stream that ops are enqueued on: what others */
+    void *stream;       /* enqueue there keeps its place among them. NULL on the host */
     bool isa_fell_back; /* a better one failed its self-check against scalar: worth a warning */
     uint32_t n_threads;
     uint64_t n_op_calls; /* for `ctl ps` */

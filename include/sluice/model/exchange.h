@@ -3,9 +3,10 @@
  *
  * Every rank of the group runs the same step and so makes the calls that concern it in the same
  * order. Counts are in floats and equal at both ends; all memory belongs to the backend and was
- * taken when the model was opened. A call returns when its result is there and its sources may be
- * changed. Any status but SL_OK ends the forward pass with it; what the caches and the logits hold
- * then is undefined, and the other ranks have to be told by other means (sl_comm_abort). */
+ * taken when the model was opened. After a call, ops find its result and may change its sources;
+ * where they only enqueue, so may the call. Any status but SL_OK ends the forward pass with it;
+ * what the caches and the logits hold then is undefined, and the other ranks have to be told by
+ * other means (sl_comm_abort). */
 #ifndef SLUICE_MODEL_EXCHANGE_H
 #define SLUICE_MODEL_EXCHANGE_H
 

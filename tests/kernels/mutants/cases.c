@@ -424,6 +424,32 @@ static void run_round_16(struct output *out)
     quantize(out, SL_F16, 35);
 }
 
+/* A norm or a silu, and the activations on its way out. */
+static void fuse(struct output *out, bool norm)
+{
+    enum { TOK = 3, K = 96 };
+    float *x = device_floats("x", (size_t)TOK * K * 2, 2.0f, 1);
+    float *y = device_bytes("out", TOK * K * sizeof *y, NULL);
+    size_t bytes = cuda_act_bytes(SL_Q8_0, TOK, K);
+    void *act = device_bytes("act", bytes, NULL);
+    if (norm)
+        cuda_norm_quantize(NULL, SL_Q8_0, x, device_floats("w", K, 1.0f, 2), 1e-5f, TOK, K, y, act);
+    else
+        cuda_silu_quantize(NULL, SL_Q8_0, x, TOK, K, y, act);
+    keep(out, y, TOK * K * sizeof *y);
+    keep(out, act, bytes);
+}
+
+static void run_norm_quantize(struct output *out)
+{
+    fuse(out, true);
+}
+
+static void run_silu_quantize(struct output *out)
+{
+    fuse(out, false);
+}
+
 const struct mutant_case mutant_cases[] = {
     {"embed", run_embed},
     {"rms_norm", run_rms_norm},
@@ -449,6 +475,8 @@ const struct mutant_case mutant_cases[] = {
     {"pack_f32", run_pack_f32},
     {"quantize_int8", run_quantize_int8},
     {"round_16", run_round_16},
+    {"norm_quantize", run_norm_quantize},
+    {"silu_quantize", run_silu_quantize},
 };
 const size_t n_mutant_cases = sizeof mutant_cases / sizeof *mutant_cases;
 
