@@ -39,3 +39,5 @@ NEVER = ["LDL", "STL", "MUFU.EX2", "MUFU.LG2", "MUFU.SIN", "MUFU.COS", "MUFU.TAN
 # The plug-in starts where these are; all else it opens by name when it wants it.
 MAY_NEED = ["libc.so.6", "libm.so.6", "libgcc_s.so.1", "ld-linux-x86-64.so.2", "libdl.so.2",
             "librt.so.1", "libpthread.so.0", "ld-linux-aarch64.so.1"]
+# All it gives: the backend, and the lane between devices.
+GIVES = ["sl_cuda_plugin", "sl_comm_lane_plugin"]
