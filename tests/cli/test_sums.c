@@ -175,7 +175,8 @@ static void test_processes(void **state)
         assert_int_equal(waitpid(pids[c], &status, 0), pids[c]);
         assert_int_equal(status, 0);
     }
-    assert_int_equal(n_files("sha256-"), SUMS_MAX);
+    /* Those that look at one moment may each take away one of their own. */
+    assert_in_range(n_files("sha256-"), SUMS_MAX - CHILDREN + 1, SUMS_MAX);
 }
 
 int main(void)
