@@ -190,6 +190,7 @@ static enum sl_status find_place(const struct worker_options *o, const char *mod
     cfg->engine.place.rendezvous = place->rendezvous;
     cfg->engine.place.host = o->host_ip;
     cfg->engine.place.curve_dir = o->curve_dir;
+    cfg->engine.place.interface = place->interface;
     if (place->given) {
         sl_log(SL_LOG_INFO, "rank %u of %u by %s, meeting at %s", place->rank, n, place->source,
                place->rendezvous);

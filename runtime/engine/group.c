@@ -67,7 +67,7 @@ enum sl_status sl_group_open(const struct sl_engine_place *place, const struct w
     if (g->body_max != SIZE_MAX)
         g->body = malloc(g->body_max);
     if (!g->body || !copy(&g->rendezvous, place->rendezvous) || !copy(&g->host, place->host) ||
-        !copy(&g->curve_dir, place->curve_dir)) {
+        !copy(&g->curve_dir, place->curve_dir) || !copy(&g->interface, place->interface)) {
         sl_group_close(g);
         return sl_fail(err, SL_NO_MEMORY, "engine: no memory for plans of %u rows",
                        limits->max_rows);
@@ -277,6 +277,7 @@ void sl_group_close(struct group *g)
     free(g->rendezvous);
     free(g->host);
     free(g->curve_dir);
+    free(g->interface);
     free(g->body);
     free(g->charter);
     free(g);

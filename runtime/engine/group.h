@@ -42,7 +42,7 @@ struct wire_status {
 
 struct group {
     uint32_t rank, n_ranks, tp, pp;
-    char *rendezvous, *host, *curve_dir;
+    char *rendezvous, *host, *curve_dir, *interface;
     uint32_t op_timeout_ms, patience_ms;
     struct wire_limits limits;
     uint64_t config_hash;

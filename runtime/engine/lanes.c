@@ -5,7 +5,6 @@
 
 #include <sluice/base/log.h>
 #include <stdio.h>
-#include <stdlib.h>
 
 #define FAILURES_MAX 3
 
@@ -15,7 +14,7 @@ static enum sl_status open_one(struct group *g, struct sl_comm *c, struct sl_com
     struct sl_comm_device_config cfg = {.lane = g->lane_failures < FAILURES_MAX ? g->lane : NULL,
                                         .device = g->backend->device,
                                         .stream = g->backend->stream,
-                                        .interface = getenv("NCCL_SOCKET_IFNAME")};
+                                        .interface = g->interface};
     struct sl_err why;
     enum sl_status s = sl_comm_device_open(c, &cfg, out, &why, err);
     if (!s && why.status)

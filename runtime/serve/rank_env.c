@@ -205,7 +205,8 @@ enum sl_status sl_rank_discover(const struct sl_rank_options *o, char *const *en
         from_torchrun, from_openmpi, from_slurm, from_lws};
     struct word w = {.source = "options", .addr = "127.0.0.1", .port = PORT_DEFAULT};
     char host[HOST_MAX];
-    *out = (struct sl_rank_place){.source = "nobody"};
+    *out =
+        (struct sl_rank_place){.source = "nobody", .interface = lookup(env, "NCCL_SOCKET_IFNAME")};
     enum sl_status s = from_options(o, n_ranks, out, err);
     if (s || n_ranks == 1)
         return s;

@@ -235,8 +235,24 @@ static void launchers(void **state)
     }
 }
 
+static void interface(void **state)
+{
+    (void)state;
+    const struct sl_rank_options o = {0, 2, NULL, "10.0.0.1", -1};
+    char *const envs[][3] = {{"A=b", "NCCL_SOCKET_IFNAME=eth7"}, {"NCCL_SOCKET_IFNAME="}, {NULL}};
+    for (size_t i = 0; i < sizeof envs / sizeof *envs; i++) {
+        struct sl_rank_place p;
+        struct sl_err err;
+        assert_int_equal(sl_rank_discover(&o, envs[i], 2, &p, &err), SL_OK);
+        if (i == 0)
+            assert_string_equal(p.interface, "eth7");
+        else
+            assert_null(p.interface);
+    }
+}
+
 int main(void)
 {
-    const struct CMUnitTest tests[] = {cmocka_unit_test(launchers)};
+    const struct CMUnitTest tests[] = {cmocka_unit_test(launchers), cmocka_unit_test(interface)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

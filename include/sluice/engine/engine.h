@@ -31,6 +31,7 @@ struct sl_engine_place {
     const char *rendezvous; /* as of sl_comm_config, with n_ranks > 1; copied */
     const char *host;       /* address that its TCP links listen on; NULL: 127.0.0.1; copied */
     const char *curve_dir;  /* keys for a rendezvous beyond loopback; copied */
+    const char *interface;  /* as of sl_comm_device_config; copied */
     uint32_t op_timeout_ms; /* a rank without progress for so long is lost; 0: 1000 */
     uint32_t patience_ms;   /* without its group for so long it gives up; 0: for ever */
 };

@@ -5,8 +5,8 @@
  * process that is told its rank (by options, or by the launcher's environment) is that rank and
  * nothing else; one that is not told is rank 0, starts the others as its children on this machine,
  * restarts those that die and ends those that hang. Where one cannot be started any more the group
- * goes on with fewer ranks, and all of them are tried again now and then. Rank = stage * tensor-parallel-size + position
- * within the stage. */
+ * goes on with fewer ranks, and all of them are tried again now and then. Rank = stage *
+ * tensor-parallel-size + position within the stage. */
 #ifndef SLUICE_SERVE_RANKS_H
 #define SLUICE_SERVE_RANKS_H
 
@@ -31,6 +31,7 @@ struct sl_rank_place {
     uint32_t rank;
     const char *source;                      /* who said it, for people */
     char rendezvous[SL_RANK_ENDPOINT_BYTES]; /* "" when not given and no option names one */
+    const char *interface;                   /* NCCL_SOCKET_IFNAME of the environment, or NULL */
 };
 
 /* Pure. Looks at the options, then at the environment of torchrun (RANK, WORLD_SIZE, MASTER_ADDR,
