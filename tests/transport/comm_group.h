@@ -143,4 +143,25 @@ static inline uint8_t byte_of(uint64_t step, uint32_t from, uint32_t to, size_t 
     return (uint8_t)((x ^ x >> 29) >> 17);
 }
 
+static inline void fill(uint8_t *to, uint64_t step, uint32_t from, uint32_t peer, size_t n)
+{
+    for (size_t i = 0; i < n; i++)
+        to[i] = byte_of(step, from, peer, i);
+}
+
+static inline void check(const uint8_t *got, uint64_t step, uint32_t from, uint32_t peer, size_t n)
+{
+    for (size_t i = 0; i < n; i++)
+        REQUIRE(got[i] == byte_of(step, from, peer, i), "step %llu, from %u to %u, byte %zu of %zu",
+                (unsigned long long)step, from, peer, i, n);
+}
+
+/* A size up to max: often small, sometimes zero, now and then beyond a ring. */
+static inline size_t draw_size(struct sl_rng *rng, size_t max)
+{
+    static const uint32_t tops[] = {1, 16, 3000, 70000, 700000};
+    size_t n = sl_rng_below(rng, tops[sl_rng_below(rng, sl_rng_below(rng, 4) ? 3 : 5)] + 1);
+    return n < max ? n : max;
+}
+
 #endif

@@ -17,28 +17,6 @@ static uint64_t seed_of_run(void)
 /* --- random sequences ----------------------------------------------------------------------------
  */
 
-/* A size: often small, sometimes zero, now and then beyond a ring. */
-static size_t draw_size(struct sl_rng *rng, size_t max)
-{
-    static const uint32_t tops[] = {1, 16, 3000, 70000, 700000};
-    uint32_t top = tops[sl_rng_below(rng, sl_rng_below(rng, 4) ? 3 : 5)];
-    size_t n = sl_rng_below(rng, top + 1);
-    return n < max ? n : max;
-}
-
-static void fill(uint8_t *to, uint64_t step, uint32_t from, uint32_t peer, size_t n)
-{
-    for (size_t i = 0; i < n; i++)
-        to[i] = byte_of(step, from, peer, i);
-}
-
-static void check(const uint8_t *got, uint64_t step, uint32_t from, uint32_t peer, size_t n)
-{
-    for (size_t i = 0; i < n; i++)
-        REQUIRE(got[i] == byte_of(step, from, peer, i), "step %llu, from %u to %u, byte %zu of %zu",
-                (unsigned long long)step, from, peer, i, n);
-}
-
 struct memory {
     uint8_t *a, *b;
 };

@@ -86,26 +86,6 @@ static void close_device(struct device *d)
 
 /* ---- random sequences ---- */
 
-static size_t draw_size(struct sl_rng *rng, size_t max)
-{
-    static const uint32_t tops[] = {1, 16, 3000, 70000, 300000};
-    size_t n = sl_rng_below(rng, tops[sl_rng_below(rng, sl_rng_below(rng, 4) ? 3 : 5)] + 1);
-    return n < max ? n : max;
-}
-
-static void fill(uint8_t *to, uint64_t step, uint32_t from, uint32_t peer, size_t n)
-{
-    for (size_t i = 0; i < n; i++)
-        to[i] = byte_of(step, from, peer, i);
-}
-
-static void check(const uint8_t *got, uint64_t step, uint32_t from, uint32_t peer, size_t n)
-{
-    for (size_t i = 0; i < n; i++)
-        REQUIRE(got[i] == byte_of(step, from, peer, i), "step %llu, from %u to %u, byte %zu of %zu",
-                (unsigned long long)step, from, peer, i, n);
-}
-
 static void put(struct device *d, uint8_t *to, const uint8_t *host, size_t n)
 {
     CUDA(cudaMemcpyAsync(to, host, n, cudaMemcpyHostToDevice, d->stream));

@@ -147,6 +147,14 @@ struct comm_waiting {
  * the oldest progress among them. */
 enum sl_status comm_look(struct comm_net *net, struct comm_waiting *w, uint64_t now,
                          uint64_t *oldest_ns, struct sl_err *err);
+/* Where a rank's part begins among those of all. */
+static inline size_t comm_offset(const size_t *counts, uint32_t rank)
+{
+    size_t sum = 0;
+    for (uint32_t i = 0; i < rank; i++)
+        sum += counts[i];
+    return sum;
+}
 /* An operation that is done, and time spent waiting, counted here and in the parents. */
 void comm_count(struct sl_comm *c, uint64_t sent, uint64_t received);
 void comm_count_wait(struct sl_comm *c, uint64_t ns);

@@ -273,25 +273,17 @@ static enum sl_status move(struct sl_comm_device *d, const struct runs *r, struc
     return SL_OK;
 }
 
-static size_t offset_of(const size_t *counts, uint32_t rank)
-{
-    size_t sum = 0;
-    for (uint32_t i = 0; i < rank; i++)
-        sum += counts[i];
-    return sum;
-}
-
 enum sl_status sl_comm_device_all_gather(struct sl_comm_device *d, const void *mine, void *all,
                                          const size_t *counts, struct sl_err *err)
 {
     uint32_t n = d->c->n_ranks, self = d->c->rank;
     struct runs r = {.n = 0};
     uint8_t *base = all;
-    add_own(d, &r, mine, base + offset_of(counts, self), counts[self]);
+    add_own(d, &r, mine, base + comm_offset(counts, self), counts[self]);
     for (uint32_t k = 1; k < n; k++) {
         uint32_t to = (self + k) % n, from = (self + n - k) % n;
         add(&r, false, to, mine, counts[self]);
-        add(&r, true, from, base + offset_of(counts, from), counts[from]);
+        add(&r, true, from, base + comm_offset(counts, from), counts[from]);
     }
     return move(d, &r, err);
 }
@@ -307,7 +299,7 @@ enum sl_status sl_comm_device_gather(struct sl_comm_device *d, uint32_t root, co
     if (self != root)
         add(&r, false, root, mine, counts[self]);
     for (uint32_t from = 0; self == root && from < d->c->n_ranks; from++) {
-        uint8_t *to = base + offset_of(counts, from);
+        uint8_t *to = base + comm_offset(counts, from);
         if (from == self)
             add_own(d, &r, mine, to, counts[self]);
         else
@@ -327,12 +319,12 @@ enum sl_status sl_comm_device_all_to_all(struct sl_comm_device *d, const void *s
     if (send_counts[self] != recv_counts[self])
         return sl_fail(err, SL_INVALID, "comm: rank %u sends itself %zu bytes and awaits %zu", self,
                        send_counts[self], recv_counts[self]);
-    add_own(d, &r, source + offset_of(send_counts, self), target + offset_of(recv_counts, self),
+    add_own(d, &r, source + comm_offset(send_counts, self), target + comm_offset(recv_counts, self),
             send_counts[self]);
     for (uint32_t k = 1; k < n; k++) {
         uint32_t to = (self + k) % n, from = (self + n - k) % n;
-        add(&r, false, to, source + offset_of(send_counts, to), send_counts[to]);
-        add(&r, true, from, target + offset_of(recv_counts, from), recv_counts[from]);
+        add(&r, false, to, source + comm_offset(send_counts, to), send_counts[to]);
+        add(&r, true, from, target + comm_offset(recv_counts, from), recv_counts[from]);
     }
     return move(d, &r, err);
 }

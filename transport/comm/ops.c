@@ -300,14 +300,6 @@ static enum sl_status finish(struct sl_comm *c, bool collective, struct sl_err *
 /* --- the operations ----------------------------------------------------------------------------
  */
 
-static size_t offset_of(const size_t *counts, uint32_t rank)
-{
-    size_t sum = 0;
-    for (uint32_t i = 0; i < rank; i++)
-        sum += counts[i];
-    return sum;
-}
-
 static void copy_own(void *to, const void *from, size_t n)
 {
     if (n && to != from)
@@ -322,13 +314,13 @@ enum sl_status sl_comm_all_gather(struct sl_comm *c, const void *mine, void *all
     if (s)
         return s;
     uint8_t *base = all;
-    copy_own(base + offset_of(counts, self), mine, counts[self]);
+    copy_own(base + comm_offset(counts, self), mine, counts[self]);
     for (uint32_t k = 1; k < n; k++) { /* each begins with its neighbour: no rank is stormed */
         uint32_t to = (self + k) % n, from = (self + n - k) % n;
         if (counts[self])
             add_send(c, OP_ALL_GATHER, to, mine, counts[self]);
         if (counts[from])
-            add_recv(c, OP_ALL_GATHER, from, base + offset_of(counts, from), counts[from]);
+            add_recv(c, OP_ALL_GATHER, from, base + comm_offset(counts, from), counts[from]);
     }
     return finish(c, true, err);
 }
@@ -345,10 +337,10 @@ enum sl_status sl_comm_gather(struct sl_comm *c, uint32_t root, const void *mine
     if (c->rank != root && counts[c->rank])
         add_send(c, OP_GATHER, root, mine, counts[c->rank]);
     if (c->rank == root)
-        copy_own(base + offset_of(counts, root), mine, counts[root]);
+        copy_own(base + comm_offset(counts, root), mine, counts[root]);
     for (uint32_t r = 0; r < c->n_ranks && c->rank == root; r++)
         if (r != root && counts[r])
-            add_recv(c, OP_GATHER, r, base + offset_of(counts, r), counts[r]);
+            add_recv(c, OP_GATHER, r, base + comm_offset(counts, r), counts[r]);
     return finish(c, true, err);
 }
 
@@ -364,14 +356,14 @@ enum sl_status sl_comm_all_to_all(struct sl_comm *c, const void *send, const siz
     if (send_counts[self] != recv_counts[self])
         return sl_fail(err, SL_INVALID, "comm: rank %u sends itself %zu bytes and awaits %zu", self,
                        send_counts[self], recv_counts[self]);
-    copy_own(target + offset_of(recv_counts, self), source + offset_of(send_counts, self),
+    copy_own(target + comm_offset(recv_counts, self), source + comm_offset(send_counts, self),
              send_counts[self]);
     for (uint32_t k = 1; k < n; k++) {
         uint32_t to = (self + k) % n, from = (self + n - k) % n;
         if (send_counts[to])
-            add_send(c, OP_ALL_TO_ALL, to, source + offset_of(send_counts, to), send_counts[to]);
+            add_send(c, OP_ALL_TO_ALL, to, source + comm_offset(send_counts, to), send_counts[to]);
         if (recv_counts[from])
-            add_recv(c, OP_ALL_TO_ALL, from, target + offset_of(recv_counts, from),
+            add_recv(c, OP_ALL_TO_ALL, from, target + comm_offset(recv_counts, from),
                      recv_counts[from]);
     }
     return finish(c, true, err);
