@@ -24,8 +24,10 @@
 #include "on_device.h"
 
 sl_cuda_entry sl_cuda_plugin; /* linked in: the emulated one */
+#ifdef __SANITIZE_THREAD__ /* kernels have none of it: their fibers are not threads */
+#define N_FORMS 7
 /* Races and bad accesses do not depend on the order that is drawn: a seed of each parity. */
-#if defined(DEVICE_WATCHED) || defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+#elif defined(DEVICE_WATCHED) || defined(__SANITIZE_ADDRESS__)
 #define N_FORMS 9
 #else
 #define N_FORMS 11
